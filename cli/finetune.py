@@ -1,0 +1,53 @@
+"""``lcm-arith finetune``: pictures → a style vector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcm_arith.cli import options
+from lcm_arith.cli.output import Stages, print_made, progress
+
+EXAMPLES = """Examples:
+
+  lcm-arith finetune --embedded-style twemoji -o twemoji.safetensors
+
+  lcm-arith finetune --data my-pictures/ --rank 8 --steps 300 -o mine.safetensors
+"""
+
+
+def command(
+    data: options.Data = None,
+    embedded_style: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Learn an embedded picture set (its part A).",
+            show_default="fluent-emoji",
+        ),
+    ] = None,
+    rank: options.Rank = None,
+    steps: options.Steps = None,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = options.DtypeName.float32,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
+        "style.safetensors"
+    ),
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train a LoRA style vector: noise prediction, min-SNR weighting, caption dropout."""
+    from lcm_arith.adapters import DTYPES
+    from lcm_arith.embedded import files
+    from lcm_arith.errors import UsageError
+    from lcm_arith.make_vectors import Request, make_style
+
+    if data is not None and embedded_style is not None:
+        raise UsageError("--data and --embedded-style exclude each other")
+    request = Request(out, data, rank, steps, seed, DTYPES[dtype.value], force)
+    with progress() as bar:
+        style = embedded_style or str(files.defaults()["style"])
+        made = make_style(request, style, Stages(bar))
+    print_made(made, as_json=as_json)

@@ -1,0 +1,77 @@
+"""``lcm-arith generate``: prompts → PNGs and a sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcm_arith.cli import options
+from lcm_arith.cli.output import print_json, stderr, stdout
+
+EXAMPLES = """Examples:
+
+  lcm-arith generate                                        (a dozen of the learnt captions)
+
+  lcm-arith generate fox --vector fluent-emoji:0.8 --vector lcm:1.0 --steps 4
+
+  lcm-arith generate "red apple" tiger --vector combined.safetensors --sampler lcm --steps 2
+"""
+
+
+def command(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]…", help="What to draw.")
+    ] = None,
+    vector: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:λ", help="Vector and its weight (1 where left out); repeatable."),
+    ] = None,
+    sampler: Annotated[
+        options.SamplerName | None,
+        typer.Option(help="Sampler.", show_default="lcm with an acceleration vector, else dpm++"),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="STEPS", help="Sampling steps.", show_default="4 with lcm, else 25"),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="diffusers' guidance scale, 1 + ω.",
+            show_default="1 with an acceleration vector, else the family's",
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path(
+        "generated"
+    ),
+    as_json: options.Json = False,
+) -> None:
+    """Draw prompts with any mix of vectors."""
+    from lcm_arith.evaluation.drawing import Wish, draw, nearest_captions
+
+    wish = Wish.resolve(
+        prompts or [],
+        vector or [],
+        sampler=sampler.value if sampler else None,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+    )
+    for prompt, near in nearest_captions(wish.prompts).items():
+        stderr.print(
+            f"Note: the embedded model never learnt {prompt!r}; nearest captions: {', '.join(near)}",
+            markup=False,
+            soft_wrap=True,
+        )
+    stderr.print(
+        f"{wish.sampler}, {wish.steps} steps, guidance {wish.guidance:g} (ω = {wish.guidance - 1:g})"
+    )
+    paths, sheet = draw(wish, out)
+    if as_json:
+        print_json({**wish.facts(), "pictures": [str(p) for p in paths], "sheet": str(sheet)})
+        return
+    for path in (*paths, sheet):
+        stdout.print(str(path), soft_wrap=True, markup=False)

@@ -1,0 +1,90 @@
+"""``lcm-arith grid-eval``: the λ1 × λ2 × steps search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcm_arith.cli import options
+from lcm_arith.cli.output import Stages, print_grid, print_json, progress, stderr, stdout
+
+EXAMPLES = """Examples:
+
+  lcm-arith grid-eval
+
+  lcm-arith grid-eval noto lcm --l1 0:1.2:0.2 --l2 0.8,1.0 --steps 1,2,4,8 --prompts 48 --part A
+
+  lcm-arith grid-eval none lcm --l2 0.6:1.2:0.2 --out base-grid --csv base.csv
+"""
+
+
+def command(
+    style: options.Style = None,
+    accel: options.Accel = None,
+    l1: Annotated[
+        str, typer.Option("--l1", metavar="LIST", help="Weights λ1 of the style vector.")
+    ] = "0.6,0.8,1.0",
+    l2: Annotated[
+        str, typer.Option("--l2", metavar="LIST", help="Weights λ2 of the acceleration vector.")
+    ] = "0.8,1.0",
+    steps: Annotated[str, typer.Option(metavar="LIST", help="Step counts.")] = "1,2,4",
+    prompts: Annotated[
+        str,
+        typer.Option(metavar="N|FILE", help="First N captions in a fixed order, or a file of lines."),
+    ] = "16",
+    part: Annotated[
+        options.PartName,
+        typer.Option(help="Captions that the vectors were trained on (A), or not (B)."),
+    ] = options.PartName.all,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Seeds 0 to N−1 per prompt.")] = 2,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder; an earlier grid there is continued.")
+    ] = Path("grid"),
+    csv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Table, one row a cell.", show_default="DIR/cells.csv"),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure λ1 × λ2 × steps against the many-step teacher and controls of equal cost.
+
+    Lists are 0.4,0.8 or 0:1.2:0.2 (end included). The control of a cell spends the same UNet
+    passes without acceleration, in the best of up to four ways.
+    """
+    from lcm_arith.evaluation.grid import load_vectors, run_grid
+    from lcm_arith.evaluation.lists import parse_counts, parse_decimals
+    from lcm_arith.evaluation.plan import choose_prompts, make_grid
+    from lcm_arith.evaluation.report import best_cell, ceilings_line, verdict, write_report
+    from lcm_arith.families import embedded
+    from lcm_arith.formats.container import refuse_existing
+
+    names = options.pair(style, accel)
+    lists = [parse_decimals(l1, "--l1"), parse_decimals(l2, "--l2")]
+    counts, chosen = parse_counts(steps, "--steps"), choose_prompts(prompts, part.value)
+    table = csv or out / "cells.csv"
+    options.writable_folder(out)
+    if table.parent != out:
+        refuse_existing(table, force=True)
+    *vectors, style_set = load_vectors(*names)
+    grid = make_grid(
+        style=names[0], accel=names[1], style_set=style_set, l1=lists[0], l2=lists[1],
+        steps=counts, prompts=chosen, seeds=seeds, family=embedded(),
+    )  # fmt: skip
+    with progress() as bar:
+        result = run_grid(
+            grid, (vectors[0], vectors[1]), family=embedded(), folder=out, on_stage=Stages(bar)
+        )
+    paths = write_report(result, out, table)
+    for prompt in result.unknown_prompts:
+        stderr.print(f"Note: {prompt!r} is no shipped caption: it has no true pictures", markup=False)
+    if as_json:
+        cells = result.cells.astype(object).where(result.cells.notna(), None)
+        print_json({"paths": [str(p) for p in paths], "rows": cells.to_dict(orient="records")})
+        return
+    print_grid(result)
+    stdout.print(ceilings_line(result))
+    stdout.print(verdict(result, best_cell(result)))
+    for path in paths:
+        stdout.print(f"wrote {path}", soft_wrap=True, markup=False)

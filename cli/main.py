@@ -1,0 +1,54 @@
+"""``lcm-arith``: the commands, and the one place that turns errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.markup import escape
+
+from lcm_arith.cli import combine, demo, distill, finetune, generate, grid_eval
+from lcm_arith.cli.output import stderr
+from lcm_arith.errors import LcmArithError, StorageError
+
+app = typer.Typer(
+    name="lcm-arith",
+    help="Task arithmetic for diffusion adapters: style vector + acceleration vector, weighted, "
+    "in one file. Every command works without options on the embedded model.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, _module in (
+    ("combine", combine),
+    ("generate", generate),
+    ("finetune", finetune),
+    ("distill", distill),
+    ("grid-eval", grid_eval),
+    ("demo", demo),
+):
+    app.command(_name, epilog=_module.EXAMPLES)(_module.command)
+
+
+def main() -> None:
+    """Runs the command line; a traceback only with ``LCM_ARITH_DEBUG=1``."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        stderr.print("[red]interrupted[/red]")
+        sys.exit(130)
+    except LcmArithError as error:
+        _fail(error)
+    except OSError as error:
+        _fail(StorageError(f"{error.filename or 'file'}: {error.strerror or error}"))
+
+
+def _fail(error: LcmArithError) -> None:
+    if os.environ.get("LCM_ARITH_DEBUG") == "1":
+        raise error
+    stderr.print(f"[bold red]Error:[/bold red] {escape(error.message)}", soft_wrap=True)
+    if error.hint:
+        stderr.print(f"[bold]Hint:[/bold] {escape(error.hint)}", soft_wrap=True)
+    sys.exit(error.exit_code)

@@ -1,0 +1,71 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class DtypeName(str, Enum):
+    """Number formats of a written file."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class SamplerName(str, Enum):
+    """Samplers; the table behind them is lcm_arith.sampling.SAMPLERS."""
+
+    lcm = "lcm"
+    dpmpp = "dpm++"
+    ddim = "ddim"
+
+
+class PartName(str, Enum):
+    """Parts of the embedded captions."""
+
+    a = "A"
+    b = "B"
+    all = "all"
+
+
+Style = Annotated[
+    str | None,
+    typer.Argument(help="Style vector: shipped name, file, or none.", show_default="fluent-emoji"),
+]
+Accel = Annotated[
+    str | None,
+    typer.Argument(help="Acceleration vector: shipped name, file, or none.", show_default="lcm"),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+Dtype = Annotated[DtypeName, typer.Option(help="Number format of the written file.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of pairs x.png + x.txt; without it embedded pictures."),
+]
+Rank = Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="the family's")]
+Steps = Annotated[
+    int | None, typer.Option(help="Training steps.", show_default="the family's", metavar="STEPS")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def pair(style: str | None, accel: str | None) -> tuple[str, str]:
+    """The two vectors, the embedded default pair where not given."""
+    from lcm_arith.embedded import files
+
+    stored = files.defaults()
+    return style or str(stored["style"]), accel or str(stored["accel"])
+
+
+def writable_folder(folder: Path) -> None:
+    """Raises where a folder of results could not be made; call it before long work."""
+    from lcm_arith.errors import NotFoundError
+
+    if folder.exists() and not folder.is_dir():
+        raise NotFoundError(f"{folder}: is a file, not a folder", hint="--out takes a folder")

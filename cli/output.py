@@ -1,0 +1,101 @@
+"""Printing: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from lcm_arith.evaluation.grid import Result
+
+SCHEMA_VERSION: Final = 1
+_GRID_TABLE: Final = (
+    "role", "l1", "l2", "sampler", "steps", "nfe", "prompt_score", "retrieval_top1",
+    "style_accuracy", "pair_distance", "teacher_distance", "sharp_ratio", "diversity",
+)  # fmt: skip
+
+stdout: Final = Console(highlight=False)
+stderr: Final = Console(stderr=True, highlight=False)
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """One JSON object on stdout, with the schema's version."""
+    print(json.dumps({"schema_version": SCHEMA_VERSION, **values}, indent=2))
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress bar on stderr with counts, elapsed time and ETA."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr) as bar:
+        yield bar
+
+
+class Stages:
+    """Named stages on one progress bar: ``stages("encode", done, total)``."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._tasks: dict[str, Any] = {}
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=total)
+        self._bar.update(
+            self._tasks[stage],
+            completed=done,
+            total=total,
+            description=f"{stage} {note}" if note else stage,
+        )
+
+
+def print_made(made: dict[str, Any], *, as_json: bool) -> None:
+    """The result of a training command."""
+    if as_json:
+        print_json(made)
+        return
+    plan = made["plan"]
+    stdout.print(
+        f"{made['kind']} vector: {made['modules']} modules of rank {plan['rank']}, "
+        f"{plan['steps']} steps of {plan['batch']} on {made['pictures']} pictures, "
+        f"final loss {made['final_loss']:.4f}"
+    )
+    stdout.print("diffusers' load_lora_weights gives back every module: proven", soft_wrap=True)
+    stdout.print(f"wrote {made['path']}", soft_wrap=True)
+
+
+def print_grid(result: Result) -> None:
+    """The rows of a grid as a table."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in _GRID_TABLE:
+        table.add_column(name, justify="right" if name not in ("role", "sampler") else "left")
+    for line in result.cells.to_dict(orient="records"):
+        table.add_row(*(_shown(line[name]) for name in _GRID_TABLE))
+    stdout.print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.3f}"
+    return str(value)

@@ -1,0 +1,217 @@
+"""grid-eval from end to end: plan, pictures, metrics, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from lcm_arith.adapters import facts, load
+from lcm_arith.combination import NONE
+from lcm_arith.embedded import files, pictures
+from lcm_arith.embedded.probe import load_judge, load_probe
+from lcm_arith.evaluation.engine import Counters, Engine
+from lcm_arith.evaluation.metrics import PICTURE_METRICS, Yardstick, cell_means
+from lcm_arith.evaluation.plan import Grid, Row
+from lcm_arith.evaluation.stats import Interval, paired
+from lcm_arith.families import Family, check_same_family
+from lcm_arith.fuse import check_compatible
+from lcm_arith.sampling import load_pipeline
+from lcm_arith.vector import TaskVector
+
+KEY_COLUMNS: Final = ("role", "style", "accel", "l1", "l2", "sampler", "steps", "guidance")
+CELL_COLUMNS: Final = (
+    *KEY_COLUMNS,
+    "n_prompts",
+    "n_seeds",
+    "n_images",
+    *PICTURE_METRICS,
+    "diversity",
+    "nfe",
+    "seconds_per_image",
+)
+IMAGE_COLUMNS: Final = (*KEY_COLUMNS, "prompt", "seed", "path", "sha256", *PICTURE_METRICS)
+
+OnStage = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A measured grid.
+
+    Args:
+        grid: The plan.
+        rows: base, teacher, one control per NFE (the best), and the cells, as in the CSV.
+        cells: One line per row, :data:`CELL_COLUMNS`.
+        images: One line per picture, :data:`IMAGE_COLUMNS`.
+        pixels: Row → uint8 ``[items, H, W, 3]``.
+        unknown_prompts: Prompts that have no true picture.
+        counters: Work that was really done.
+    """
+
+    grid: Grid
+    rows: tuple[Row, ...]
+    cells: pd.DataFrame
+    images: pd.DataFrame
+    pixels: dict[Row, np.ndarray]
+    unknown_prompts: list[str]
+    counters: Counters
+
+    def metric(self, row: Row, name: str) -> np.ndarray:
+        """One metric of a row, ``[prompts, seeds]``."""
+        at = self.rows.index(row) * len(self.grid.items)
+        values = self.images[name].to_numpy(dtype=float)[at : at + len(self.grid.items)]
+        return values.reshape(len(self.grid.prompts), len(self.grid.seeds))
+
+    def control(self, passes: int) -> Row:
+        """The best control of an NFE."""
+        return next(r for r in self.rows if r.role == "control" and r.nfe == passes)
+
+    def against_control(self, cell: Row, metric: str = "pair_distance") -> Interval:
+        """cell − control of equal NFE, paired over prompt and seed."""
+        control = self.control(cell.nfe)
+        return paired(self.metric(cell, metric), self.metric(control, metric))
+
+
+def load_vectors(style: str, accel: str) -> tuple[TaskVector, TaskVector, str | None]:
+    """The two vectors, and the picture set that the style vector was trained on, if it says so.
+
+    Raises:
+        NotFoundError, InvalidContentError, IncompatibleError: If one of them cannot be used.
+    """
+    named = {name: load(name) for name in dict.fromkeys((style, accel)) if name != NONE}
+    check_same_family(named)
+    own = facts(named[style]).get("style") if style in named else None
+    return (
+        named.get(style, TaskVector()),
+        named.get(accel, TaskVector()),
+        own if own in pictures.SETS else None,
+    )
+
+
+def run_grid(
+    grid: Grid,
+    vectors: tuple[TaskVector, TaskVector],
+    *,
+    family: Family,
+    folder: Path,
+    on_stage: OnStage,
+) -> Result:
+    """Makes what is missing in ``folder``, measures everything, and returns the tables.
+
+    Args:
+        grid: The plan.
+        vectors: Style and acceleration vector.
+        family: Base model and its defaults.
+        folder: Store of the pictures; an earlier one is continued.
+        on_stage: Told about progress.
+
+    Raises:
+        IncompatibleError: If a vector does not fit the base model; nothing is made then.
+    """
+    pipeline = load_pipeline(family.base)
+    for tau in vectors:
+        check_compatible(pipeline, tau)
+    engine = Engine(folder, lambda: pipeline, _base_digest(family), *vectors)
+    total, done = sum(row.nfe for row in set(grid.rows)) * len(grid.items), 0
+
+    def on_rows(rows: int) -> None:
+        nonlocal done
+        done += rows
+        on_stage("draw", min(done, total), total, "UNet passes")
+
+    engine.render(grid, on_rows)
+    judge, probe = load_judge(), load_probe()
+    yardstick = Yardstick(judge, probe, grid.target_sets, grid.style_set, grid.prompts)
+    return _measure(grid, engine, yardstick, on_stage)
+
+
+def _base_digest(family: Family) -> str:
+    listed = {
+        path.relative_to(family.base).as_posix(): files.sha256(path)
+        for path in sorted(family.base.rglob("*"))
+        if path.is_file()
+    }
+    return json.dumps(listed, sort_keys=True)
+
+
+def _measure(grid: Grid, engine: Engine, yardstick: Yardstick, on_stage: OnStage) -> Result:
+    prompts = [prompt for prompt, _ in grid.items]
+    every = list(dict.fromkeys(grid.rows))
+    pixels = {row: engine.pixels(row, grid) for row in every}
+    _, teacher = yardstick.picture_metrics(pixels[grid.teacher], prompts)
+    metrics: dict[Row, dict[str, np.ndarray]] = {}
+    diversity: dict[Row, float] = {}
+    for done, row in enumerate(every, 1):
+        metrics[row], e = yardstick.picture_metrics(pixels[row], prompts, teacher)
+        per_prompt = e.reshape(len(grid.prompts), len(grid.seeds), -1)
+        diversity[row] = yardstick.diversity(per_prompt, grid.prompts)
+        on_stage("measure", done, len(every), "")
+    best = tuple(_best_control(candidates, metrics) for candidates in grid.controls.values())
+    rows = (grid.base, grid.teacher, *best, *grid.cells)
+    cells = [
+        {
+            **_keys(grid, row),
+            "n_prompts": len(grid.prompts),
+            "n_seeds": len(grid.seeds),
+            "n_images": len(grid.items),
+            **cell_means(metrics[row]),
+            "diversity": diversity[row],
+            "nfe": row.nfe,
+            "seconds_per_image": engine.seconds_per_image(row, grid),
+        }
+        for row in rows
+    ]
+    images = [_image_lines(grid, row, engine, metrics[row]) for row in rows]
+    return Result(
+        grid,
+        rows,
+        pd.DataFrame(cells, columns=list(CELL_COLUMNS)),
+        pd.concat(images, ignore_index=True),
+        {row: pixels[row] for row in rows},
+        yardstick.unknown_prompts,
+        engine.counters,
+    )
+
+
+def _best_control(candidates: tuple[Row, ...], metrics: dict[Row, dict[str, np.ndarray]]) -> Row:
+    """The candidate with the smallest mean pair_distance; without true pictures, prompt_score."""
+    distance = {row: cell_means(metrics[row])["pair_distance"] for row in candidates}
+    if np.isfinite(list(distance.values())).all():
+        return min(candidates, key=distance.__getitem__)
+    return max(candidates, key=lambda row: float(metrics[row]["prompt_score"].mean()))
+
+
+def _keys(grid: Grid, row: Row) -> dict[str, Any]:
+    return {
+        "role": row.role,
+        "style": grid.style,
+        "accel": grid.accel,
+        "l1": str(row.l1),
+        "l2": str(row.l2),
+        "sampler": row.sampler,
+        "steps": row.steps,
+        "guidance": row.guidance,
+    }
+
+
+def _image_lines(
+    grid: Grid, row: Row, engine: Engine, metrics: dict[str, np.ndarray]
+) -> pd.DataFrame:
+    paths = [engine.picture_path(row, item).relative_to(engine.folder) for item in grid.items]
+    return pd.DataFrame(
+        {
+            **_keys(grid, row),
+            "prompt": [prompt for prompt, _ in grid.items],
+            "seed": [seed for _, seed in grid.items],
+            "path": [path.as_posix() for path in paths],
+            "sha256": engine.sha256(row, grid),
+            **metrics,
+        },
+        columns=list(IMAGE_COLUMNS),
+    )

@@ -1,0 +1,121 @@
+"""Adapters by name or path: ``load`` and ``save``."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from lcm_arith.embedded import files
+from lcm_arith.errors import InvalidContentError, NotFoundError, VerificationError
+from lcm_arith.formats import container, diffusers
+from lcm_arith.vector import Source, TaskVector
+
+OWN_METADATA: Final = "lcm_arith"
+DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def locate(name: str | Path) -> Path:
+    """Path of a shipped vector or of a file.
+
+    Raises:
+        NotFoundError: If ``name`` is neither.
+    """
+    if str(name) in files.vector_names():
+        return files.vector_path(str(name))
+    path = Path(name)
+    if path.exists():
+        return path
+    shipped = files.vector_names()
+    close = difflib.get_close_matches(str(name), shipped, n=1)
+    raise NotFoundError(
+        f"{name}: no shipped vector and no file of that name",
+        hint=(f"did you mean {close[0]}? " if close else "") + f"shipped: {', '.join(shipped)}",
+    )
+
+
+def load(name: str | Path) -> TaskVector:
+    """The task vector of a shipped name or of a diffusers/PEFT ``.safetensors`` file.
+
+    Raises:
+        NotFoundError: If there is no such vector or file.
+        InvalidContentError: If the file is no adapter, is cut, or holds NaN.
+    """
+    path = locate(name)
+    tensors, metadata = container.read_safetensors(path)
+    deltas = diffusers.parse(tensors, metadata, str(path))
+    origin = {"name": str(name) if str(name) in files.vector_names() else path.name}
+    origin["sha256"] = files.sha256(path)
+    return TaskVector(((1.0, Source(deltas, origin, metadata)),))
+
+
+def facts(tau: TaskVector) -> dict[str, Any]:
+    """What this package wrote into the file that ``tau`` was loaded from; empty for others'."""
+    if len(tau.terms) != 1:
+        return {}
+    text = tau.terms[0][1].metadata.get(OWN_METADATA, "{}")
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidContentError(f"metadata {OWN_METADATA!r} is not JSON ({error})") from error
+    return found if isinstance(found, dict) else {}
+
+
+def provenance(tau: TaskVector) -> dict[str, Any]:
+    """The sum as JSON-ready values: each weight as a decimal string beside its source's origin."""
+    terms = []
+    for weight, source in tau.terms:
+        origin = dict(source.origin)
+        if isinstance(origin.get("of"), TaskVector):
+            origin["of"] = provenance(origin["of"])
+        terms.append({"weight": repr(weight), **origin})
+    return {"terms": terms}
+
+
+def save(
+    tau: TaskVector,
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    about: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> str:
+    """Writes ``tau`` as one diffusers/PEFT file, alpha = rank in every module; returns its sha256.
+
+    Args:
+        tau: Vector to write; each module is computed once, as it is written.
+        path: A ``.safetensors`` file.
+        dtype: float32, float16 or bfloat16; non-finite results of the rounding are refused.
+        about: Facts to keep in the header beside the provenance, JSON-ready.
+        force: Replace an existing file.
+
+    Raises:
+        InvalidContentError: If nothing is left to write (every weight is 0) or a factor overflows.
+        OutputExistsError, StorageError, VerificationError: As :func:`container.write_bytes`.
+    """
+    path = Path(path)
+    container.refuse_existing(path, force=force)
+    if not tau:
+        raise InvalidContentError(
+            f"{path}: the vector is empty, there is nothing to write",
+            hint="every weight is 0 or the terms cancel; choose other weights",
+        )
+    tensors, metadata = diffusers.spell(tau)
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    overflow = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if overflow:
+        raise InvalidContentError(
+            f"{path}: {overflow[0]} does not fit {dtype} ({len(overflow)} tensors overflow)",
+            hint="write float32 or use smaller weights",
+        )
+    metadata[OWN_METADATA] = json.dumps({**provenance(tau), **(about or {})}, sort_keys=True)
+    digest = container.write_safetensors(path, tensors, metadata, force=force)
+    read_back, _ = container.read_safetensors(path)
+    if any(not torch.equal(read_back[name], tensor) for name, tensor in tensors.items()):
+        path.unlink()
+        raise VerificationError(f"{path}: the file read back other numbers than were written")
+    return digest

@@ -1,0 +1,84 @@
+"""One target module's update ΔW, kept as its factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lcm_arith.errors import IncompatibleError, InvalidContentError
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankDelta:
+    """ΔW = scale · up @ down of one target module.
+
+    Args:
+        down: Factor A, ``[rank, in]`` or, of a convolution, ``[rank, in, kh, kw]``.
+        up: Factor B, ``[out, rank]`` or, of a convolution, ``[out, rank, 1, 1]``.
+        scale: alpha / rank; applied in :meth:`dense` and :meth:`concatenate`, nowhere else.
+
+    Raises:
+        InvalidContentError: If the two factors do not share a rank.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (
+            self.down.ndim not in (2, 4)
+            or self.up.ndim != self.down.ndim
+            or self.up.shape[1] != self.down.shape[0]
+            or (self.up.ndim == 4 and tuple(self.up.shape[2:]) != (1, 1))
+        ):
+            raise InvalidContentError(
+                f"down and up do not multiply (shapes {list(self.down.shape)} "
+                f"and {list(self.up.shape)})",
+                hint="down must be [rank, in(, kh, kw)] and up [out, rank(, 1, 1)]",
+            )
+
+    @property
+    def rank(self) -> int:
+        """Inner dimension."""
+        return int(self.down.shape[0])
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the dense update, ``[out, in(, kh, kw)]``."""
+        return torch.Size((self.up.shape[0], *self.down.shape[1:]))
+
+    def __mul__(self, weight: float) -> LowRankDelta:
+        return LowRankDelta(self.down, self.up, self.scale * weight)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> LowRankDelta:
+        return self * -1.0
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """ΔW, ``[out, in(, kh, kw)]``, multiplied out in ``dtype``."""
+        up = self.up.flatten(1).to(dtype) * self.scale  # [out, rank]
+        return (up @ self.down.flatten(1).to(dtype)).reshape(self.shape)  # [out, in(, kh, kw)]
+
+
+def concatenate(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
+    """The exact sum of ``deltas``: factors side by side, float32, scale 1.
+
+    Σ scale_i B_i A_i = [scale_1 B_1 … scale_n B_n] @ [A_1; …; A_n], of rank r_1 + … + r_n.
+
+    Raises:
+        IncompatibleError: If the deltas are updates of differently shaped weights.
+    """
+    shapes = {tuple(delta.shape) for delta in deltas}
+    if len(shapes) != 1:
+        raise IncompatibleError(
+            f"updates of different shapes cannot be added: {sorted(map(list, shapes))}",
+            hint="the adapters were made for different base models",
+        )
+    up = torch.cat([delta.up.float() * delta.scale for delta in deltas], dim=1)  # [out, Σr(, 1, 1)]
+    down = torch.cat([delta.down.float() for delta in deltas], dim=0)  # [Σr, in(, kh, kw)]
+    return LowRankDelta(down, up)

@@ -1,0 +1,132 @@
+"""Base families: one row each, with the defaults that depend on the model.
+
+A family answers what fits it and how it is sampled and trained. The embedded model is the first row;
+its measured defaults are stored beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from lcm_arith.embedded import files
+from lcm_arith.errors import IncompatibleError
+from lcm_arith.vector import TaskVector
+
+# The 14 kinds of layer that LCM-LoRA adapts (arXiv:2311.05556, Table 1; 278 modules of SD1.5).
+LCM_TARGETS: Final = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
+    "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one kind of training uses where the user does not say.
+
+    Args:
+        rank: Rank and alpha of the adapter.
+        steps: Optimizer steps.
+        batch: Pictures a step.
+        learning_rate: Peak of AdamW's; warmed up over 5 % and decayed linearly over the last half.
+    """
+
+    rank: int
+    steps: int
+    batch: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Family:
+    """A base family.
+
+    Args:
+        name: Its id.
+        base: Folder of the base model.
+        guidance: diffusers' guidance scale for sampling without acceleration (1 + ω).
+        omega: The paper's ω for distillation.
+        teacher_steps: Steps of dpm++ that count as the many-step teacher.
+        style: Defaults of ``finetune``.
+        acceleration: Defaults of ``distill``.
+    """
+
+    name: str
+    base: Path
+    guidance: float
+    omega: float
+    teacher_steps: int
+    style: Training
+    acceleration: Training
+
+
+@cache
+def embedded() -> Family:
+    """The family of the embedded model."""
+    stored = files.defaults()
+    return Family(
+        name="emoji",
+        base=files.MODEL,
+        guidance=float(stored["guidance"]),
+        omega=float(stored["omega"]),
+        teacher_steps=int(stored["teacher_steps"]),
+        style=Training(rank=16, steps=800, batch=32, learning_rate=1e-3),
+        acceleration=Training(rank=32, steps=1000, batch=32, learning_rate=5e-4),
+    )
+
+
+@cache
+def _weight_shapes(base: Path) -> dict[str, tuple[int, ...]]:
+    """Target module → weight shape, read from the headers of a base model's weight files."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(base.glob("*/*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for key, entry in header.items():
+            if key.endswith(".weight"):
+                module = f"{path.parent.name}.{key.removesuffix('.weight')}"
+                shapes[module] = tuple(entry["shape"])
+    return shapes
+
+
+def misfits(tau: TaskVector, family: Family) -> list[str]:
+    """The modules of ``tau`` that the family's base lacks or holds in another shape."""
+    shapes = _weight_shapes(family.base)
+    return [module for module in tau if shapes.get(module) != tuple(tau.shape_of(module))]
+
+
+def check_same_family(vectors: dict[str, TaskVector]) -> None:
+    """Raises unless the vectors can be updates of one base model.
+
+    Args:
+        vectors: Name or path → vector, as the user gave them.
+
+    Raises:
+        IncompatibleError: If one fits the embedded model and another does not, or two have no
+            module in common or one in different shapes.
+    """
+    wrong = {name: misfits(tau, embedded()) for name, tau in vectors.items() if tau}
+    fitting = [name for name, bad in wrong.items() if not bad]
+    if not fitting and len(wrong) > 1:
+        (first, one), *rest = ((name, tau) for name, tau in vectors.items() if tau)
+        for name, tau in rest:
+            shared = set(one.modules) & set(tau.modules)
+            if not shared:
+                raise IncompatibleError(
+                    f"{first} and {name} have no target module in common",
+                    hint="they were made for different base models",
+                )
+            for module in shared:
+                (one + tau).shape_of(module)
+    elif fitting and len(fitting) < len(wrong):
+        name = next(name for name, bad in wrong.items() if bad)
+        module = wrong[name][0]
+        raise IncompatibleError(
+            f"{name}: is an adapter of another architecture than {fitting[0]}: "
+            f"{len(wrong[name])} of {len(vectors[name])} modules do not fit, "
+            f"{module} of shape {list(vectors[name].shape_of(module))} for one",
+            hint="combine vectors of one base family",
+        )

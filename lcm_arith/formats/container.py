@@ -1,0 +1,150 @@
+"""The safetensors container: a checked reader and the canonical writer.
+
+Bytes are a function of content alone: tensors and metadata in sorted order, an 8-byte aligned
+header, no date and no path. A file appears whole or not at all: it is written beside its place,
+flushed, read back, compared and then renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lcm_arith.errors import (
+    InvalidContentError,
+    NotFoundError,
+    OutputExistsError,
+    StorageError,
+    VerificationError,
+)
+
+_DTYPE_NAMES: Final = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of ``path``, in the CPU's memory.
+
+    Raises:
+        NotFoundError: If there is no such file.
+        InvalidContentError: If it is no safetensors file, is cut, or holds non-finite numbers.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise NotFoundError(f"{path}: {what}", hint="give the path of a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InvalidContentError(
+            f"{path}: not a readable safetensors file ({error})",
+            hint="the file is cut, damaged or of another kind; download or export it again",
+        ) from error
+    bad = sorted(
+        name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()
+    )
+    if bad:
+        shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise InvalidContentError(
+            f"{path}: NaN or infinity in {len(bad)} of {len(tensors)} tensors ({shown})",
+            hint="the training diverged or the file is damaged; a merge would only draw noise",
+        )
+    return tensors, metadata
+
+
+def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The canonical safetensors bytes of ``tensors`` and ``metadata``."""
+    header: dict[str, object] = {}
+    if metadata:
+        header["__metadata__"] = {key: metadata[key] for key in sorted(metadata)}
+    chunks, offset = [], 0
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + len(data)],
+        }
+        chunks.append(data)
+        offset += len(data)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, *chunks))
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, force: bool = False
+) -> str:
+    """Writes ``path`` whole or not at all, after it was read back.
+
+    Returns:
+        sha256 of the file.
+
+    Raises:
+        OutputExistsError: If ``path`` exists and ``force`` is off.
+        StorageError: If the disk refuses.
+        VerificationError: If what was written does not read back the same.
+    """
+    return write_bytes(path, serialize(tensors, metadata), force=force)
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raises where a result could not be put; call it before long work.
+
+    Raises:
+        OutputExistsError: If ``path`` exists and ``force`` is off, or is a folder.
+        NotFoundError: If its folder does not exist.
+    """
+    if path.is_dir():
+        raise OutputExistsError(f"{path}: is a folder", hint="name a file, x.safetensors")
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path}: exists", hint="choose another name or add --force")
+    if not path.parent.is_dir():
+        raise NotFoundError(f"{path.parent}: no such folder", hint="make it first")
+
+
+def write_bytes(path: Path, data: bytes, *, force: bool = False) -> str:
+    """Puts ``data`` at ``path`` atomically and returns its sha256; see :func:`write_safetensors`."""
+    refuse_existing(path, force=force)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if hashlib.sha256(part.read_bytes()).hexdigest() != digest:
+            raise VerificationError(f"{path}: read back other bytes than were written")
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return digest
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+

@@ -1,0 +1,82 @@
+"""Vectors on a live model: rebuild its weights from a pristine copy.
+
+W(τ) = round(W₀ + ΔW(τ)), always from W₀, one product and one rounding. Never fuse and unfuse, never
+``W += Δλ·BA``: both drift. Visiting order does not matter, and an empty vector restores every bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lcm_arith.errors import IncompatibleError
+from lcm_arith.vector import TaskVector
+
+
+@dataclass(eq=False)
+class LiveWeights:
+    """The components of a pipeline whose weights follow a task vector.
+
+    Args:
+        pipeline: A diffusers pipeline; its weights are rebuilt in place.
+    """
+
+    pipeline: Any
+    _pristine: dict[str, Tensor] = field(default_factory=dict)
+
+    def apply(self, tau: TaskVector) -> None:
+        """Sets every weight to W₀ + ΔW(τ); modules that τ does not name return to W₀.
+
+        Raises:
+            IncompatibleError: If τ names a module that the model lacks, or of another shape;
+                nothing is changed then.
+        """
+        targets = check_compatible(self.pipeline, tau)
+        with torch.no_grad():
+            for module in self._pristine.keys() - targets.keys():
+                _weight(self.pipeline, module).copy_(self._pristine[module])
+            for module, weight in targets.items():
+                pristine = self._pristine.setdefault(module, weight.detach().clone())
+                delta = tau[module].dense().to(weight.device)
+                weight.copy_(pristine.float() + delta)
+
+
+def check_compatible(pipeline: Any, tau: TaskVector) -> dict[str, Tensor]:
+    """Target module → the weight that it updates, for every module of ``tau``.
+
+    Raises:
+        IncompatibleError: If a module is absent or its shape differs; all of them are listed.
+    """
+    found, problems = {}, []
+    for module in tau:
+        weight = _weight(pipeline, module)
+        shape = tau.shape_of(module)
+        if weight is None:
+            problems.append(f"{module}: the base model has no such module")
+        elif weight.shape != shape:
+            problems.append(f"{module}: {list(shape)} but the base has {list(weight.shape)}")
+        else:
+            found[module] = weight
+    if problems:
+        more = f"\n  … and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise IncompatibleError(
+            f"the adapter does not fit this base model ({len(problems)} of {len(tau)} modules):\n  "
+            + "\n  ".join(problems[:5])
+            + more,
+            hint="it was made for another architecture; use a base model of its family",
+        )
+    return found
+
+
+def _weight(pipeline: Any, module: str) -> Any:
+    component, path = module.split(".", 1)
+    owner = getattr(pipeline, component, None)
+    if not isinstance(owner, nn.Module):
+        return None
+    try:
+        return getattr(owner.get_submodule(path), "weight", None)
+    except AttributeError:
+        return None

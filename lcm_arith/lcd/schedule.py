@@ -1,0 +1,76 @@
+"""The noise schedule α(t), σ(t) and the grid of the ODE solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lcm_arith.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """z_t = alpha_t · z_0 + sigma_t · ε, both float32 or wider, ``[T]``."""
+
+    alpha_t: Tensor
+    sigma_t: Tensor
+
+    @classmethod
+    def from_betas(cls, alphas_cumprod: Tensor) -> Schedule:
+        """The schedule of a diffusers scheduler's ``alphas_cumprod``, ``[T]``."""
+        wide = alphas_cumprod.double()
+        return cls(wide.sqrt().float(), (1 - wide).sqrt().float())
+
+    @classmethod
+    def of_pipeline(cls, pipeline: Any) -> Schedule:
+        """The training schedule of a pipeline's scheduler.
+
+        Raises:
+            UsageError: If the base does not predict noise, the only parameterisation so far.
+        """
+        prediction = pipeline.scheduler.config.prediction_type
+        if prediction != "epsilon":
+            raise UsageError(
+                f"the base model's prediction type is {prediction}, training knows epsilon"
+            )
+        return cls.from_betas(pipeline.scheduler.alphas_cumprod)
+
+    def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha_t, sigma_t) of timesteps ``t`` ``[B]``, shaped to multiply ``like`` ``[B, …]``."""
+        shape = (-1, *[1] * (like.ndim - 1))
+        t = t.to(self.alpha_t.device)
+        alpha_t, sigma_t = self.alpha_t[t].reshape(shape), self.sigma_t[t].reshape(shape)
+        return alpha_t.to(like.device), sigma_t.to(like.device)
+
+    def add_noise(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """z_t, in the schedule's precision: half precision would train on the wrong noise level."""
+        alpha_t, sigma_t = self.at(t, z0)
+        return alpha_t * z0 + sigma_t * noise
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The solver's grid: K timesteps t_k, k apart, and where a step from each ends.
+
+    Args:
+        start: t_{n+k}, ``[K]``: k−1, 2k−1, …, T−1 (k the skipping interval T // K).
+        end: t_n, ``[K]``: the previous grid point; 0 for the first.
+    """
+
+    start: Tensor
+    end: Tensor
+
+    @classmethod
+    def of(cls, timesteps: int, points: int) -> Grid:
+        """The grid of LCMScheduler: ``timesteps`` T on the schedule, ``points`` K.
+
+        Raises:
+            UsageError: If K is not between 1 and T.
+        """
+        if not 1 <= points <= timesteps:
+            raise UsageError(f"{points} grid points: between 1 and {timesteps} are possible")
+        start = torch.arange(1, points + 1) * (timesteps // points) - 1
+        return cls(start, torch.cat([torch.zeros(1, dtype=torch.long), start[:-1]]))

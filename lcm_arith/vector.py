@@ -1,0 +1,107 @@
+"""TaskVector τ: one adapter, or a weighted sum of several, as a vector.
+
+Arithmetic is symbolic: ``0.8 * style + 1.0 * accel`` holds two weights and two references. A
+target module's factors are concatenated when that module is asked for, so scaling, adding and
+subtracting cost nothing, equal terms are collected (τ − τ is empty, not noise), and nothing is
+computed twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from lcm_arith.delta import LowRankDelta, concatenate
+from lcm_arith.errors import IncompatibleError, UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Deltas that were read or computed once, and where they come from.
+
+    Args:
+        deltas: Target module → delta. Canonical names: diffusers' dotted path with its component,
+            ``unet.down_blocks.1…to_q``.
+        origin: What made them, as JSON-ready values: ``{"file": name, "sha256": …}`` or
+            ``{"operation": …}``. It becomes the provenance of a saved sum.
+        metadata: What the file said of itself.
+    """
+
+    deltas: Mapping[str, LowRankDelta]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVector(Mapping[str, LowRankDelta]):
+    """Σ weight · source, a mapping of target module → :class:`LowRankDelta`.
+
+    ``tau + other``, ``tau - other``, ``-tau`` and ``weight * tau`` are eq. 2 and 3 of
+    arXiv:2311.05556; ``tau[module]`` is exact (factors side by side, float32).
+    """
+
+    terms: tuple[tuple[float, Source], ...] = ()
+
+    def __post_init__(self) -> None:
+        collected: dict[int, tuple[float, Source]] = {}
+        for weight, source in self.terms:
+            if not math.isfinite(weight):
+                raise UsageError(f"weight {weight} is not a finite number")
+            before = collected.get(id(source), (0.0, source))[0]
+            collected[id(source)] = (before + weight, source)
+        terms = tuple(term for term in collected.values() if term[0] != 0.0)
+        object.__setattr__(self, "terms", terms)
+
+    def __add__(self, other: TaskVector) -> TaskVector:
+        return TaskVector(self.terms + other.terms)
+
+    def __mul__(self, weight: float) -> TaskVector:
+        return TaskVector(tuple((weight * own, source) for own, source in self.terms))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> TaskVector:
+        return -1.0 * self
+
+    def __sub__(self, other: TaskVector) -> TaskVector:
+        return self + -other
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """Target modules of all terms, sorted."""
+        return tuple(sorted({module for _, source in self.terms for module in source.deltas}))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def shape_of(self, module: str) -> torch.Size:
+        """Shape of a module's dense update, without adding anything up.
+
+        Raises:
+            IncompatibleError: If the terms disagree.
+        """
+        shapes = {s.deltas[module].shape for _, s in self.terms if module in s.deltas}
+        if len(shapes) > 1:
+            raise IncompatibleError(
+                f"{module}: updates of different shapes cannot be added: "
+                f"{sorted(map(list, shapes))}",
+                hint="the adapters were made for different base models",
+            )
+        return shapes.pop()
+
+    def __getitem__(self, module: str) -> LowRankDelta:
+        own = [weight * s.deltas[module] for weight, s in self.terms if module in s.deltas]
+        if not own:
+            raise KeyError(module)
+        try:
+            return own[0] if len(own) == 1 else concatenate(own)
+        except IncompatibleError as error:
+            raise IncompatibleError(f"{module}: {error.message}", hint=error.hint) from error

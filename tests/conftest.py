@@ -1,0 +1,54 @@
+"""Fixtures: the embedded pipeline, and live weights on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lcm_arith.families import embedded
+from lcm_arith.fuse import LiveWeights
+from lcm_arith.sampling import load_pipeline
+from lcm_arith.vector import TaskVector
+
+@pytest.fixture
+def fresh_pipeline() -> Callable[[], Any]:
+    """Makes a pipeline that a test may change."""
+    return lambda: load_pipeline(embedded().base)
+
+
+@pytest.fixture(scope="session")
+def shared_pipeline() -> Any:
+    return load_pipeline(embedded().base)
+
+
+@pytest.fixture
+def pipeline(shared_pipeline: Any) -> Iterator[Any]:
+    """The embedded pipeline, for tests that leave it as it was (checked)."""
+    before = {k: v.clone() for k, v in shared_pipeline.unet.state_dict().items()}
+    yield shared_pipeline
+    after = shared_pipeline.unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.fixture
+def live(pipeline: Any) -> Iterator[LiveWeights]:
+    weights = LiveWeights(pipeline)
+    yield weights
+    weights.apply(TaskVector())
+
+
+@pytest.fixture
+def tmp_cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet() -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,41 @@
+"""Adapters with awkward shapes, for every test of the arithmetic."""
+
+from __future__ import annotations
+
+import torch
+from lcm_arith.delta import LowRankDelta
+from lcm_arith.vector import Source, TaskVector
+
+# Conv 3×3, conv 1×1, conv with stride, linear: [out, in(, kh, kw)] as in the embedded UNet.
+MODULES = {
+    "unet.down_blocks.0.resnets.0.conv1": (128, 128, 3, 3),
+    "unet.down_blocks.0.attentions.0.proj_in": (128, 128, 1, 1),
+    "unet.down_blocks.0.downsamplers.0.conv": (128, 128, 3, 3),
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k": (192, 128),
+}
+
+
+def random_delta(shape: tuple[int, ...], rank: int, alpha: float, seed: int) -> LowRankDelta:
+    """A delta of ΔW entries around 0.01, with alpha ≠ rank where asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    out, inner = shape[0], shape[1:]
+    down = torch.randn((rank, *inner), generator=generator) * 0.1
+    up = torch.randn((out, rank, *[1] * (len(shape) - 2)), generator=generator) * 0.1
+    return LowRankDelta(down, up, alpha / rank)
+
+
+def random_vector(
+    rank: int, alpha: float, seed: int, modules: dict[str, tuple[int, ...]] | None = None
+) -> TaskVector:
+    """A task vector over ``MODULES``, or others."""
+    chosen = MODULES if modules is None else modules
+    deltas = {
+        name: random_delta(shape, rank, alpha, seed + index)
+        for index, (name, shape) in enumerate(chosen.items())
+    }
+    return TaskVector(((1.0, Source(deltas, {"sha256": f"random-{seed}"})),))
+
+
+def dense(tau: TaskVector) -> dict[str, torch.Tensor]:
+    """Every module multiplied out in float64."""
+    return {module: tau[module].dense(torch.float64) for module in tau}

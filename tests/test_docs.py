@@ -1,0 +1,136 @@
+"""README.md tells the truth: its commands parse, its links lead somewhere, none is missing."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from lcm_arith.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[1]
+SHELLS = {"bash", "console", "sh", "shell"}
+FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def command_paths(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command that does something, as the words to type after ``lcm-arith``."""
+    children = getattr(command, "commands", None)
+    if children is None:
+        yield path
+    else:
+        for name, child in children.items():
+            yield from command_paths(child, (*path, name))
+
+
+def shell_commands(markdown: str, program: str) -> Iterator[list[str]]:
+    """Arguments of each call of ``program`` in the shell blocks of a page.
+
+    Where a block has prompts (``$ ``), its other lines are output. Pipes, redirections, ``&&``,
+    comments, continued lines, variables set in front and a folder before the name are understood.
+    """
+    for language, block in FENCE.findall(markdown):
+        if language not in SHELLS:
+            continue
+        lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
+        prompts = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        for line in prompts or lines:
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            words: list[str] = []
+            for word in [*lexer, ";"]:
+                if set(word) <= set("();<>|&"):
+                    while words and re.match(r"\w+=", words[0]):
+                        del words[0]
+                    if words and words[0].rpartition("/")[2] == program:
+                        yield words[1:]
+                    words = []
+                else:
+                    words.append(word)
+
+
+def only_parsing(command: Any) -> Any:
+    """The command tree with every body taken out: values are parsed and checked, nothing runs."""
+    for child in getattr(command, "commands", {}).values():
+        only_parsing(child)
+    command.callback = lambda **_: None
+    return command
+
+
+def test_every_command_is_in_the_readme(readme: str) -> None:
+    paths = [" ".join(path) for path in command_paths(get_command(app))]
+    assert "combine" in paths
+    missing = [p for p in paths if f"lcm-arith {p}" not in readme and f"`{p}`" not in readme]
+    assert not missing
+
+
+def complaint(command: Any, args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What Typer says against a command line; empty if it parses."""
+    with pytest.raises(SystemExit) as end:
+        command.main(list(args), prog_name="lcm-arith")
+    said = capsys.readouterr().err
+    return f"lcm-arith {shlex.join(args)}: {said}" if end.value.code else ""
+
+
+def test_every_command_line_in_the_readme_parses(
+    readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = only_parsing(get_command(app))
+    lines = list(shell_commands(readme, "lcm-arith"))
+    assert lines, "README.md shows no command line"
+    assert "".join(complaint(command, args, capsys) for args in lines) == ""
+
+
+@pytest.mark.parametrize(
+    "args", ["no-such-command", "combine --no-such-option", "generate fox --steps many"]
+)
+def test_a_wrong_command_line_does_not_parse(args: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(only_parsing(get_command(app)), args.split(), capsys)
+    assert re.search("no such|invalid value", said, re.IGNORECASE)
+
+
+def test_make_targets_in_the_readme_exist(readme: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in [args[0] for args in shell_commands(readme, "make") if args]:
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"make {target}"
+
+
+def test_relative_links_lead_to_a_file(readme: str) -> None:
+    pages = {"README.md": readme, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text("utf-8")}
+    dead = [
+        f"{page}: {target}"
+        for page, text in pages.items()
+        for target in LINK.findall(text)
+        if not (ROOT / target).exists()
+    ]
+    assert not dead
+
+
+def test_shell_commands_are_found_as_a_shell_would_find_them() -> None:
+    page = """
+```console
+$ A=1 .venv/bin/lcm-arith demo --out "my demo" # shows all
+lcm-arith is printed here
+$ cd x && lcm-arith combine a b \\
+    --l1 0.8 | tee log
+```
+```python
+lcm-arith("no shell")
+```
+"""
+    assert list(shell_commands(page, "lcm-arith")) == [
+        ["demo", "--out", "my demo"],
+        ["combine", "a", "b", "--l1", "0.8"],
+    ]

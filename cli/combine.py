@@ -25,13 +25,17 @@ EXAMPLES = """Examples:
 def command(
     style: options.Style = None,
     accel: options.Accel = None,
-    l1: Annotated[str, typer.Option("--l1", metavar="λ1", help="Weight of the style vector.")] = "0.8",
+    l1: Annotated[
+        str, typer.Option("--l1", metavar="λ1", help="Weight of the style vector.")
+    ] = "0.8",
     l2: Annotated[
         str, typer.Option("--l2", metavar="λ2", help="Weight of the acceleration vector.")
     ] = "1.0",
     rank: Annotated[
         int | None,
-        typer.Option(help="Re-project each module to at most this rank; without it the sum is exact."),
+        typer.Option(
+            help="Re-project each module to at most this rank; without it the sum is exact."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
         "combined.safetensors"
@@ -72,7 +76,7 @@ def command(
         print_json(result)
         return
     stdout.print(f"{weights[0]} · {names[0]} + {weights[1]} · {names[1]}")
-    spread = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)}–{max(ranks)}"
+    spread = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
     kept = "exact sum" if energy is None else f"{energy:.4%} of the energy retained"
     stdout.print(f"{len(ranks)} modules of rank {spread}, {kept}, {dtype.value}")
     stdout.print(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)", soft_wrap=True)

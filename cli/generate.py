@@ -26,7 +26,9 @@ def command(
     ] = None,
     vector: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME:λ", help="Vector and its weight (1 where left out); repeatable."),
+        typer.Option(
+            metavar="NAME:λ", help="Vector and its weight (1 where left out); repeatable."
+        ),
     ] = None,
     sampler: Annotated[
         options.SamplerName | None,
@@ -62,12 +64,13 @@ def command(
     )
     for prompt, near in nearest_captions(wish.prompts).items():
         stderr.print(
-            f"Note: the embedded model never learnt {prompt!r}; nearest captions: {', '.join(near)}",
+            f"Note: the embedded model never learnt {prompt!r}; nearest: {', '.join(near)}",
             markup=False,
             soft_wrap=True,
         )
     stderr.print(
-        f"{wish.sampler}, {wish.steps} steps, guidance {wish.guidance:g} (ω = {wish.guidance - 1:g})"
+        f"{wish.sampler}, {wish.steps} steps, "
+        f"guidance {wish.guidance:g} (ω = {wish.guidance - 1:g})"
     )
     paths, sheet = draw(wish, out)
     if as_json:

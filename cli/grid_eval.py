@@ -32,7 +32,9 @@ def command(
     steps: Annotated[str, typer.Option(metavar="LIST", help="Step counts.")] = "1,2,4",
     prompts: Annotated[
         str,
-        typer.Option(metavar="N|FILE", help="First N captions in a fixed order, or a file of lines."),
+        typer.Option(
+            metavar="N|FILE", help="First N captions in a fixed order, or a file of lines."
+        ),
     ] = "16",
     part: Annotated[
         options.PartName,
@@ -78,7 +80,9 @@ def command(
         )
     paths = write_report(result, out, table)
     for prompt in result.unknown_prompts:
-        stderr.print(f"Note: {prompt!r} is no shipped caption: it has no true pictures", markup=False)
+        stderr.print(
+            f"Note: {prompt!r} is no shipped caption: it has no true pictures", markup=False
+        )
     if as_json:
         cells = result.cells.astype(object).where(result.cells.notna(), None)
         print_json({"paths": [str(p) for p in paths], "rows": cells.to_dict(orient="records")})

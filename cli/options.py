@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
-class DtypeName(str, Enum):
+class DtypeName(StrEnum):
     """Number formats of a written file."""
 
     float32 = "float32"
@@ -17,7 +17,7 @@ class DtypeName(str, Enum):
     bfloat16 = "bfloat16"
 
 
-class SamplerName(str, Enum):
+class SamplerName(StrEnum):
     """Samplers; the table behind them is lcm_arith.sampling.SAMPLERS."""
 
     lcm = "lcm"
@@ -25,7 +25,7 @@ class SamplerName(str, Enum):
     ddim = "ddim"
 
 
-class PartName(str, Enum):
+class PartName(StrEnum):
     """Parts of the embedded captions."""
 
     a = "A"
@@ -46,7 +46,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for ma
 Dtype = Annotated[DtypeName, typer.Option(help="Number format of the written file.")]
 Data = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder of pairs x.png + x.txt; without it embedded pictures."),
+    typer.Option(
+        metavar="DIR", help="Folder of pairs x.png + x.txt; without it embedded pictures."
+    ),
 ]
 Rank = Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="the family's")]
 Steps = Annotated[

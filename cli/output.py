@@ -58,6 +58,7 @@ class Stages:
         self._tasks: dict[str, Any] = {}
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Shows ``done`` of ``total`` of a stage, which is added when first named."""
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=total)
         self._bar.update(

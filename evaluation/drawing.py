@@ -20,7 +20,7 @@ from lcm_arith.combination import NONE
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import NotFoundError, UsageError
 from lcm_arith.evaluation.lists import parse_one
-from lcm_arith.evaluation.sheets import contact_sheet
+from lcm_arith.evaluation.sheets import gallery
 from lcm_arith.families import check_same_family, embedded
 from lcm_arith.formats.container import write_bytes
 from lcm_arith.fuse import LiveWeights
@@ -169,14 +169,9 @@ def _write(wish: Wish, pixels: np.ndarray, folder: Path) -> tuple[list[Path], Pa
         paths.append(path)
     mix = " + ".join(f"{weight} · {name}" for name, weight in wish.vectors) or "base model"
     title = f"{mix}, {wish.sampler} {wish.steps}, guidance {wish.guidance:g}"
-    columns = 6
-    rows = [
-        (f"seed {wish.seed}", list(pixels[at : at + columns]))
-        for at in range(0, len(pixels), columns)
-    ]
     sheet = folder / f"{first:04d}_sheet.png"
-    heads = [wish.prompts[at : at + columns] for at in range(0, len(pixels), columns)]
-    write_bytes(sheet, _png(np.asarray(contact_sheet(rows, heads[0], title)), title), force=True)
+    shown = gallery(list(zip(wish.prompts, pixels, strict=True)), title)
+    write_bytes(sheet, _png(np.asarray(shown), title), force=True)
     return paths, sheet
 
 

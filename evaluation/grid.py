@@ -73,7 +73,7 @@ class Result:
         return next(r for r in self.rows if r.role == "control" and r.nfe == passes)
 
     def against_control(self, cell: Row, metric: str = "pair_distance") -> Interval:
-        """cell − control of equal NFE, paired over prompt and seed."""
+        """Cell − control of equal NFE, paired over prompt and seed."""
         control = self.control(cell.nfe)
         return paired(self.metric(cell, metric), self.metric(control, metric))
 

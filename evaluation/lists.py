@@ -58,9 +58,7 @@ def _decimal(field: str, text: str, what: str) -> Decimal:
     return value
 
 
-def _range(
-    start: Decimal, stop: Decimal, step: Decimal, *, text: str, what: str
-) -> list[Decimal]:
+def _range(start: Decimal, stop: Decimal, step: Decimal, *, text: str, what: str) -> list[Decimal]:
     if step == 0 or (stop - start) / step < 0:
         raise UsageError(
             f"{what} {text!r}: steps of {step} do not lead from {start} to {stop}",

@@ -49,7 +49,9 @@ class Row:
         passes = f"{self.nfe} NFE"
         if self.role == "cell":
             return f"λ₁ {self.l1}  λ₂ {self.l2}  {passes}"
-        how = f"{self.sampler} {self.steps}" + (f" s={self.guidance:g}" if self.nfe > self.steps else "")
+        how = f"{self.sampler} {self.steps}" + (
+            f" s={self.guidance:g}" if self.nfe > self.steps else ""
+        )
         return f"{self.role}  {passes}\n{how}"
 
 

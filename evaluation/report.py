@@ -126,7 +126,9 @@ def ceilings_line(result: Result) -> str:
 def verdict(result: Result, row: Row) -> str:
     """One sentence: this cell against the best control of equal NFE."""
     gap = result.against_control(row)
-    cell, control = (result.metric(r, "pair_distance").mean() for r in (row, result.control(row.nfe)))
+    cell, control = (
+        result.metric(r, "pair_distance").mean() for r in (row, result.control(row.nfe))
+    )
     word = "closer to" if gap.mean < 0 else "farther from"
     sure = "" if gap.off_zero else " (the interval holds zero: not decided)"
     return (

@@ -35,7 +35,9 @@ def contact_sheet(
         title: Over everything.
     """
     small, large = font(12), font(16)
-    side = max((int(small.getlength(line)) for label, _ in rows for line in label.split("\n")), default=0)
+    side = max(
+        (int(small.getlength(line)) for label, _ in rows for line in label.split("\n")), default=0
+    )
     heads = [_wrapped(caption) for caption in columns]
     head = 15 * max((text.count("\n") + 1 for text in heads), default=0)
     left, top = _PAD * 2 + side, _PAD * 2 + 20 + head
@@ -50,21 +52,46 @@ def contact_sheet(
         y = top + index * pitch
         draw.multiline_text((_PAD, y + _TILE // 2 - 14), label, fill="black", font=small)
         for column, picture in enumerate(pictures):
-            tile = Image.fromarray(picture).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
-            sheet.paste(tile, (left + column * pitch, y))
+            sheet.paste(_tile(picture), (left + column * pitch, y))
     return sheet
 
 
-def _wrapped(caption: str, width: int = _TILE) -> str:
-    """The caption broken at spaces to fit a tile; a word that is too long is cut with …"""
-    lines = [""]
+def gallery(tiles: Sequence[tuple[str, np.ndarray]], title: str, columns: int = 6) -> Image.Image:
+    """Pictures in reading order, each under its caption.
+
+    Args:
+        tiles: (caption, uint8 ``[H, W, 3]``).
+        title: Over everything.
+        columns: Pictures a row.
+    """
+    small, large, pitch, head = font(12), font(16), _TILE + _GAP, 34
+    rows = -(-len(tiles) // columns)
+    wide = max(pitch * min(columns, len(tiles)), int(large.getlength(title)))
+    sheet = Image.new("RGB", (2 * _PAD + wide, 2 * _PAD + 24 + rows * (pitch + head)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_PAD, _PAD), title, fill="black", font=large)
+    for index, (caption, picture) in enumerate(tiles):
+        row, column = divmod(index, columns)
+        x, y = _PAD + column * pitch, _PAD + 24 + row * (pitch + head)
+        draw.multiline_text((x, y), _wrapped(caption, lines=2), fill="black", font=small, spacing=2)
+        sheet.paste(_tile(picture), (x, y + head))
+    return sheet
+
+
+def _tile(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray(picture).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+
+
+def _wrapped(caption: str, width: int = _TILE, lines: int = 3) -> str:
+    """The caption broken at spaces to fit a tile; a word that is too long is cut short."""
+    broken = [""]
     for word in caption.split():
-        longer = f"{lines[-1]} {word}".strip()
+        longer = f"{broken[-1]} {word}".strip()
         if font(12).getlength(longer) <= width:
-            lines[-1] = longer
+            broken[-1] = longer
         else:
-            lines.append(word)
-    kept = [line for line in lines if line][:3]
+            broken.append(word)
+    kept = [line for line in broken if line][:lines]
     return "\n".join(_cut(line, width) for line in kept)
 
 

@@ -35,7 +35,8 @@ def paired(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> Interval:
     prompt first, because pictures of one prompt are not independent.
 
     Args:
-        first, second: ``[prompts, seeds]``; prompts with NaN are left out.
+        first: ``[prompts, seeds]``; prompts with NaN are left out.
+        second: What it is compared with, the same shape.
         seed: Of the resampling.
 
     Source:

@@ -13,9 +13,7 @@ NONE: Final = "none"
 """The name that stands for no vector at all."""
 
 
-def combine(
-    style: str, accel: str, *, l1: float, l2: float, rank: int | None = None
-) -> TaskVector:
+def combine(style: str, accel: str, *, l1: float, l2: float, rank: int | None = None) -> TaskVector:
     """λ1·τ_style + λ2·τ_LCM, exact, or re-projected to ``rank``.
 
     Args:

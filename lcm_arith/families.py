@@ -1,7 +1,7 @@
 """Base families: one row each, with the defaults that depend on the model.
 
-A family answers what fits it and how it is sampled and trained. The embedded model is the first row;
-its measured defaults are stored beside it.
+A family answers what fits it and how it is sampled and trained. The embedded model is the first
+row; its measured defaults are stored beside it.
 """
 
 from __future__ import annotations

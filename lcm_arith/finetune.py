@@ -23,14 +23,15 @@ def min_snr_weight(schedule: Schedule, t: Tensor, gamma: float = SNR_GAMMA) -> T
     return snr.clamp(max=gamma) / snr
 
 
-def noise_loss(unet: Any, schedule: Schedule, z0: Tensor, noise: Tensor, t: Tensor, c: Tensor) -> (
-    Tensor
-):
+def noise_loss(
+    unet: Any, schedule: Schedule, z0: Tensor, noise: Tensor, t: Tensor, c: Tensor
+) -> Tensor:
     """Weighted mean of ‖ε_θ(z_t, t, c) − ε‖² over pictures and elements."""
     z = schedule.add_noise(z0, noise, t)
     epsilon = unet(z, t, encoder_hidden_states=c).sample
     error = (epsilon.float() - noise).square().flatten(1).mean(1)  # [B]
-    return (min_snr_weight(schedule, t) * error).mean()
+    loss: Tensor = (min_snr_weight(schedule, t) * error).mean()
+    return loss
 
 
 def finetune(

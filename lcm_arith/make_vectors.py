@@ -73,7 +73,9 @@ def make_style(request: Request, style: str, on_stage: OnStage) -> dict[str, Any
         )
     plan = request.plan(embedded().style)
 
-    def train(pipeline: Any, data: TrainingSet, on_step: Callable[[int, float], None]) -> TaskVector:
+    def train(
+        pipeline: Any, data: TrainingSet, on_step: Callable[[int, float], None]
+    ) -> TaskVector:
         return finetune(pipeline, data, plan, seed=request.seed, on_step=on_step)
 
     about = {"kind": "style", **({"style": style} if request.data is None else {})}
@@ -94,15 +96,13 @@ def make_acceleration(request: Request, omega: float | None, on_stage: OnStage) 
     plan = request.plan(embedded().acceleration)
     strength = embedded().omega if omega is None else omega
 
-    def train(pipeline: Any, data: TrainingSet, on_step: Callable[[int, float], None]) -> TaskVector:
-        return distill(
-            pipeline, data, plan, omega=strength, seed=request.seed, on_step=on_step
-        )
+    def train(
+        pipeline: Any, data: TrainingSet, on_step: Callable[[int, float], None]
+    ) -> TaskVector:
+        return distill(pipeline, data, plan, omega=strength, seed=request.seed, on_step=on_step)
 
     about = {"kind": "acceleration", "omega": repr(float(strength))}
-    return _make(
-        request, plan, train, pictures.BASE_SETS, DISTILL_VARIANTS, about, on_stage
-    )
+    return _make(request, plan, train, pictures.BASE_SETS, DISTILL_VARIANTS, about, on_stage)
 
 
 def _make(

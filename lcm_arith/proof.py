@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
@@ -10,7 +11,7 @@ from lcm_arith.adapters import load
 from lcm_arith.errors import VerificationError
 from lcm_arith.sampling import load_pipeline
 
-_TOLERANCE = 1e-6  # of the largest entry: the same float32 product, in another order
+_TOLERANCE: Final = 1e-6  # of the largest entry: the same float32 product, in another order
 
 
 def prove_loads(path: Path, base: Path) -> int:
@@ -35,9 +36,10 @@ def prove_loads(path: Path, base: Path) -> int:
     missing, extra = set(tau) - set(placed), set(placed) - set(tau)
     wrong = []
     for module in set(tau) & set(placed):
-        layer, ours = placed[module], tau[module].dense()
-        up, down = layer.lora_B["proof"].weight, layer.lora_A["proof"].weight
-        theirs = layer.scaling["proof"] * (up.flatten(1).float() @ down.flatten(1).float())
+        at: Any = placed[module]
+        ours = tau[module].dense()
+        up, down = at.lora_B["proof"].weight, at.lora_A["proof"].weight
+        theirs = at.scaling["proof"] * (up.flatten(1).float() @ down.flatten(1).float())
         error = (theirs.reshape(ours.shape) - ours).abs().max()
         if not error <= _TOLERANCE * ours.abs().max().clamp(min=torch.finfo(torch.float32).tiny):
             wrong.append(module)

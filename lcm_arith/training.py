@@ -73,8 +73,8 @@ def adapter_vector(unet: Any, origin: dict[str, Any]) -> TaskVector:
     deltas = {}
     for name, layer in sorted(_adapter_layers(unet).items()):
         down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-        factors = (factor.detach().float().cpu().clone() for factor in (down, up))
-        deltas[f"unet.{name}"] = LowRankDelta(*factors, scale=float(layer.scaling[_ADAPTER]))
+        down, up = (factor.detach().float().cpu().clone() for factor in (down, up))
+        deltas[f"unet.{name}"] = LowRankDelta(down, up, float(layer.scaling[_ADAPTER]))
     return TaskVector(((1.0, Source(deltas, origin)),))
 
 
@@ -114,7 +114,7 @@ def fit(unet: Any, loss_of: Callable[[int], Tensor], plan: Training, on_step: On
     unet.train()
     for step in range(plan.steps):
         loss = loss_of(step)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's Tensor.backward has no types
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
         if loss.isfinite() and norm.isfinite():
             optimizer.step()

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+
 from lcm_arith.families import embedded
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.sampling import load_pipeline
 from lcm_arith.vector import TaskVector
+
 
 @pytest.fixture
 def fresh_pipeline() -> Callable[[], Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.vector import Source, TaskVector
 
@@ -25,7 +28,7 @@ def random_delta(shape: tuple[int, ...], rank: int, alpha: float, seed: int) -> 
 
 
 def random_vector(
-    rank: int, alpha: float, seed: int, modules: dict[str, tuple[int, ...]] | None = None
+    rank: int, alpha: float, seed: int, modules: Mapping[str, tuple[int, ...]] | None = None
 ) -> TaskVector:
     """A task vector over ``MODULES``, or others."""
     chosen = MODULES if modules is None else modules

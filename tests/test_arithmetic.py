@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from support import MODULES, dense, random_delta, random_vector
+
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import IncompatibleError, InvalidContentError, UsageError
 from lcm_arith.projection import project, reproject, retained_energy
@@ -137,9 +138,14 @@ def test_nothing_is_computed_before_it_is_asked_for_nor_twice(
 ) -> None:
     import lcm_arith.projection as projection
 
-    calls = []
+    calls: list[int] = []
     real = projection.project
-    monkeypatch.setattr(projection, "project", lambda d, r: calls.append(r) or real(d, r))
+
+    def counted(delta: LowRankDelta, rank: int) -> projection.Projected:
+        calls.append(rank)
+        return real(delta, rank)
+
+    monkeypatch.setattr(projection, "project", counted)
     tau = reproject(0.8 * random_vector(4, 1.0, seed=1) + random_vector(9, 9.0, seed=2), 5)
     half = 0.5 * tau
     assert calls == []

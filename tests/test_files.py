@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support import MODULES, dense, random_vector
+
 from lcm_arith.adapters import facts, load, save
 from lcm_arith.combination import combine
 from lcm_arith.errors import (
@@ -21,8 +24,6 @@ from lcm_arith.errors import (
 from lcm_arith.formats import container, diffusers
 from lcm_arith.projection import reproject
 from lcm_arith.vector import TaskVector
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "adapters"
 
@@ -204,14 +205,17 @@ def test_a_failed_write_leaves_nothing_behind(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(container.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         save(random_vector(4, 1.0, seed=1), tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_or_overflowing_vector_is_not_written(tmp_path: Path) -> None:
-    for tau, dtype in ((TaskVector(), torch.float32), (1e9 * random_vector(4, 1.0, 1), torch.float16)):
+    for tau, dtype in (
+        (TaskVector(), torch.float32),
+        (1e9 * random_vector(4, 1.0, 1), torch.float16),
+    ):
         with pytest.raises(InvalidContentError):
             save(tau, tmp_path / "x.safetensors", dtype=dtype)
     assert list(tmp_path.iterdir()) == []

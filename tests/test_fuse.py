@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support import MODULES, random_vector
+
 from lcm_arith.errors import IncompatibleError
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.vector import TaskVector

@@ -441,9 +441,7 @@ def ceilings_table(found: Mapping[str, Any]) -> str:
     lines = [f"{'part':<5}{'set':<28}" + "".join(f"{metric:>18}" for metric in METRICS)]
     for part, entry in found.items():
         for name in (*SETS, "mean"):
-            cells = (
-                f"{entry[name]['real'][m]:.3f} / {entry[name]['vae'][m]:.3f}" for m in METRICS
-            )
+            cells = (f"{entry[name]['real'][m]:.3f} / {entry[name]['vae'][m]:.3f}" for m in METRICS)
             lines.append(f"{part:<5}{name:<28}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
 

@@ -119,7 +119,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
 
 def write_bytes(path: Path, data: bytes, *, force: bool = False) -> str:
-    """Puts ``data`` at ``path`` atomically and returns its sha256; see :func:`write_safetensors`."""
+    """Puts ``data`` at ``path`` atomically, returns its sha256; see :func:`write_safetensors`."""
     refuse_existing(path, force=force)
     digest = hashlib.sha256(data).hexdigest()
     try:
@@ -147,4 +147,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-

@@ -8,6 +8,7 @@ without either has alpha = rank, PEFT's own rule.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -88,7 +89,9 @@ class _Alphas:
         try:
             config = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
         except json.JSONDecodeError as error:
-            raise InvalidContentError(f"{where}: {ADAPTER_METADATA} is not JSON ({error})") from None
+            raise InvalidContentError(
+                f"{where}: {ADAPTER_METADATA} is not JSON ({error})"
+            ) from None
         if not isinstance(config, dict):
             raise InvalidContentError(f"{where}: {ADAPTER_METADATA} is not an object")
         self._config: dict[str, Any] = config
@@ -103,7 +106,7 @@ class _Alphas:
         else:
             value = float(self._config.get(f"{component}.lora_alpha", rank))
         if self._config.get(f"{component}.use_rslora"):
-            return value * rank**0.5  # rsLoRA's scale is alpha / sqrt(rank)
+            return value * math.sqrt(rank)  # rsLoRA's scale is alpha / sqrt(rank)
         return value
 
 

@@ -1,0 +1,216 @@
+"""The command line: outputs, exit codes, and nothing written on a mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from lcm_arith.adapters import load, save
+from lcm_arith.cli.main import app
+from lcm_arith.embedded import pictures
+from lcm_arith.errors import LcmArithError
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support import random_vector
+from typer.testing import CliRunner
+
+FAST = ["--prompts", "2", "--seeds", "1", "--steps", "1", "--l1", "1", "--l2", "1"]
+
+
+def run(*arguments: str) -> Any:
+    """Runs a command that must succeed."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result
+
+
+def fails(*arguments: str) -> tuple[int, str]:
+    """Exit code and message of a command that must not succeed."""
+    result = CliRunner().invoke(app, list(arguments))
+    if isinstance(result.exception, LcmArithError):
+        return result.exception.exit_code, str(result.exception)
+    return result.exit_code, result.output
+
+
+def test_combine_without_options_writes_the_papers_sum(tmp_cwd: Path) -> None:
+    out = run("combine").output
+    assert "0.8 · fluent-emoji + 1 · lcm" in out
+    tau, style, accel = load("combined.safetensors"), load("fluent-emoji"), load("lcm")
+    module = tau.modules[7]
+    expected = 0.8 * style[module].dense() + accel[module].dense()
+    assert torch.allclose(tau[module].dense(), expected, rtol=0, atol=1e-6)
+
+
+def test_combine_to_a_rank_prints_what_was_kept(tmp_cwd: Path) -> None:
+    told = json.loads(run("combine", "--rank", "8", "--json", "-o", "x.safetensors").output)
+    assert told["schema_version"] == 1
+    assert told["rank_min"] == told["rank_max"] == 8
+    assert 0.3 < told["retained_energy"] < 1
+    assert Path(told["path"]).stat().st_size == told["bytes"]
+
+
+def test_combine_negates(tmp_cwd: Path) -> None:
+    run("combine", "noto", "none", "--l1", "-1", "-o", "minus.safetensors")
+    minus, plus = load("minus.safetensors"), load("noto")
+    assert all(torch.allclose(minus[m].dense(), -plus[m].dense(), atol=1e-7) for m in plus)
+
+
+def test_generate_writes_pictures_a_sheet_and_keeps_earlier_ones(tmp_cwd: Path) -> None:
+    arguments = ("generate", "fox", "red apple", "--vector", "lcm", "--steps", "1", "--json")
+    first, second = (json.loads(run(*arguments).stdout) for _ in range(2))
+    assert (first["sampler"], first["guidance"]) == ("lcm", 1.0)
+    for path in (*first["pictures"], first["sheet"], *second["pictures"]):
+        with Image.open(path) as picture:
+            picture.load()
+            assert min(picture.size) >= 64
+    assert not set(first["pictures"]) & set(second["pictures"])
+    a, b = (Path(told["pictures"][0]).read_bytes() for told in (first, second))
+    assert a == b
+
+
+def test_generate_without_arguments_draws_a_dozen(tmp_cwd: Path) -> None:
+    result = run("generate", "--steps", "1", "--guidance", "1", "--out", "here")
+    assert len(list(Path("here").glob("*-seed0.png"))) == 12
+    assert "dpm++, 1 steps" in result.stderr
+
+
+def test_an_unknown_prompt_is_drawn_with_a_note_of_the_nearest(tmp_cwd: Path) -> None:
+    result = run("generate", "foxx", "--steps", "1")
+    assert "never learnt 'foxx'" in result.stderr
+    assert "fox" in result.stderr.split("nearest:")[1]
+    assert len(list(Path("generated").glob("0000-foxx-*.png"))) == 1
+
+
+def test_grid_eval_writes_its_tables_and_resumes(tmp_cwd: Path) -> None:
+    run("grid-eval", *FAST, "--csv", "t.csv")
+    first = pd.read_csv("t.csv")
+    assert first.role.tolist() == ["base", "teacher", "control", "cell"]
+    assert {"images.csv", "sheet.png"} <= {path.name for path in Path("grid").iterdir()}
+    before = {p: p.stat().st_mtime_ns for p in Path("grid/images").iterdir()}
+    told = json.loads(run("grid-eval", *FAST, "--csv", "t.csv", "--json").stdout)
+    assert [row["role"] for row in told["rows"]] == first.role.tolist()
+    assert {p: p.stat().st_mtime_ns for p in Path("grid/images").iterdir()} == before
+    timeless = [c for c in first.columns if c != "seconds_per_image"]
+    pd.testing.assert_frame_equal(first[timeless], pd.read_csv("t.csv")[timeless])
+
+
+def test_grid_eval_without_a_style_has_base_as_teacher(tmp_cwd: Path) -> None:
+    run("grid-eval", "none", "lcm", *FAST)
+    table = pd.read_csv("grid/cells.csv").set_index("role")
+    assert table.style_accuracy.isna().all()
+    assert table.loc["teacher", "pair_distance"] == table.loc["base", "pair_distance"]
+    assert (table.l1 == 0).all()
+
+
+def test_finetune_and_distill_write_proven_vectors(tmp_cwd: Path) -> None:
+    data = tmp_cwd / "data"
+    data.mkdir()
+    concept = pictures.concepts("A")[0]
+    Image.fromarray(pictures.variants("noto", concept, 1)[0]).save(data / "x.png")
+    (data / "x.txt").write_text(concept.caption)
+    common = ("--data", "data", "--rank", "2", "--steps", "1")
+    assert "proven" in run("finetune", *common, "-o", "s.safetensors").stdout
+    told = run("distill", *common, "--omega", "1.5", "-o", "a.safetensors", "--json")
+    assert json.loads(told.stdout)["omega"] == "1.5"
+    assert "guidance scale 2.5" in told.stderr
+    run("combine", "s.safetensors", "a.safetensors")
+
+
+def bad_files(folder: Path) -> None:
+    save(random_vector(4, 4.0, 1, {"unet.conv_in": (320, 4, 3, 3)}), folder / "alien.safetensors")
+    (folder / "text.safetensors").write_text("hello")
+    tensors = load_file(folder / "alien.safetensors")
+    save_file({k: v * float("nan") for k, v in tensors.items()}, folder / "nan.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "nan.safetensors").read_bytes()[:-9])
+    (folder / "exists.safetensors").write_text("mine")
+    (folder / "empty").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("code", "command"),
+    [
+        (2, "combine --rank 0"),
+        (2, "combine --l1 nan"),
+        (2, "combine --no-such-option"),
+        (2, "grid-eval --l1 0:1:0"),
+        (2, "grid-eval --steps 0"),
+        (2, "grid-eval --prompts 0"),
+        (2, "grid-eval --seeds 0"),
+        (2, "grid-eval --part C"),
+        (2, "generate --steps 0"),
+        (2, "generate --sampler euler"),
+        (2, "generate --guidance -1"),
+        (2, "generate --vector noto:heavy"),
+        (2, "distill --omega -1"),
+        (2, "distill --steps 0"),
+        (2, "finetune --rank 0"),
+        (2, "finetune --data empty --embedded-style noto"),
+        (3, "combine notto"),
+        (3, "combine nowhere/x.safetensors"),
+        (3, "combine -o exists.safetensors"),
+        (3, "combine -o nowhere/x.safetensors"),
+        (3, "finetune --data nowhere"),
+        (3, "finetune --embedded-style notto"),
+        (3, "finetune -o exists.safetensors"),
+        (3, "distill -o exists.safetensors"),
+        (3, "generate --vector notto:1"),
+        (3, "generate --out exists.safetensors"),
+        (3, "grid-eval --prompts nowhere.txt"),
+        (3, "grid-eval --csv nowhere/t.csv"),
+        (4, "combine text.safetensors"),
+        (4, "combine nan.safetensors"),
+        (4, "combine cut.safetensors"),
+        (4, "combine --l1 0 --l2 0"),
+        (4, "finetune --data empty"),
+        (4, "distill --data empty"),
+        (4, "grid-eval cut.safetensors"),
+        (6, "combine alien.safetensors"),
+        (6, "generate --vector alien.safetensors:1"),
+        (6, "grid-eval alien.safetensors"),
+    ],
+)
+def test_bad_input_has_its_exit_code_and_writes_nothing(
+    tmp_cwd: Path, code: int, command: str
+) -> None:
+    bad_files(tmp_cwd)
+    before = {p: p.read_bytes() if p.is_file() else b"" for p in tmp_cwd.rglob("*")}
+    found, message = fails(*command.split())
+    assert found == code, message
+    assert message.strip()
+    assert {p: p.read_bytes() if p.is_file() else b"" for p in tmp_cwd.rglob("*")} == before
+
+
+def test_an_empty_prompt_is_refused(tmp_cwd: Path) -> None:
+    code, message = fails("generate", " ")
+    assert (code, "prompt is empty" in message) == (2, True)
+    assert not list(tmp_cwd.iterdir())
+
+
+def test_errors_reach_the_shell_as_one_message_and_a_code(tmp_cwd: Path) -> None:
+    command = [sys.executable, "-m", "lcm_arith", "combine", "notto"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_cwd, check=False)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: notto: no shipped vector and no file of that name")
+    assert "Traceback" not in done.stderr
+    loud = {**os.environ, "LCM_ARITH_DEBUG": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_cwd, env=loud, check=False)
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_writes_what_it_promises(tmp_cwd: Path) -> None:
+    told = json.loads(run("demo", "--json").stdout)
+    for name in ("combined.safetensors", "sheet.png", "grid.csv", "grid/sheet.png"):
+        assert f"demo/{name}" in told["paths"]
+        assert Path("demo", name).is_file()
+    table = pd.read_csv("demo/grid.csv")
+    assert set(table.role) == {"base", "teacher", "control", "cell"}
+    assert "closer to the true pictures" in told["result"]
+    best = table[(table.role == "cell") & (table.steps == 2)].pair_distance.min()
+    assert best < table[(table.role == "control") & (table.nfe == 2)].pair_distance.min()

@@ -1,0 +1,225 @@
+"""finetune and distill: the loss, the loop, and the file that comes out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import random_vector
+
+from lcm_arith.adapters import load, save
+from lcm_arith.dataset import embedded_pictures, encode, folder_pictures
+from lcm_arith.embedded import pictures
+from lcm_arith.errors import DivergedError, InvalidContentError, NotFoundError, VerificationError
+from lcm_arith.families import Training, embedded
+from lcm_arith.finetune import min_snr_weight, noise_loss
+from lcm_arith.lcd.schedule import Schedule
+from lcm_arith.make_vectors import Request, make_acceleration, make_style
+from lcm_arith.proof import prove_loads
+from lcm_arith.training import add_adapter, fit, learning_rate_factor
+
+SMALL = Training(rank=2, steps=3, batch=2, learning_rate=1e-3)
+
+
+def quiet(*_: object) -> None:
+    """No progress."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+    data.mkdir()
+    for index, concept in enumerate(pictures.concepts("A")[:3]):
+        picture = pictures.variants("noto", concept, 1)[0]
+        Image.fromarray(picture).save(data / f"{index}.png")
+        (data / f"{index}.txt").write_text(concept.caption)
+    return data
+
+
+def test_min_snr_weights_are_min_of_snr_and_gamma_over_snr() -> None:
+    schedule = Schedule(torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0.1, 0.5, 0.9]))
+    weights = min_snr_weight(schedule, torch.arange(3))
+    assert weights.tolist() == pytest.approx([5 / 81, 1.0, 1.0])
+
+
+def test_noise_loss_is_zero_for_the_true_noise_and_weighted_else() -> None:
+    schedule = Schedule(torch.tensor([0.9, 0.5]), torch.tensor([0.1, 0.5]))
+    z0, noise = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
+    t = torch.tensor([0, 1])
+
+    def unet_that_says(value: float) -> Any:
+        class Out:
+            sample = torch.full_like(z0, value)
+
+        return lambda *_, **__: Out()
+
+    assert float(noise_loss(unet_that_says(1.0), schedule, z0, noise, t, z0)) == 0.0
+    got = float(noise_loss(unet_that_says(3.0), schedule, z0, noise, t, z0))
+    assert got == pytest.approx((5 / 81 + 1) / 2 * 4)
+
+
+def test_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
+    factors = [learning_rate_factor(step, 100) for step in range(101)]
+    assert factors[0] == pytest.approx(0.2)
+    assert factors[5:50] == [1.0] * 45
+    assert factors[75] == pytest.approx(0.5)
+    assert factors[100] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["style", "acceleration"])
+def test_a_trained_file_loads_whole_and_the_same_seed_gives_the_same_bytes(
+    tmp_path: Path, folder: Path, kind: str
+) -> None:
+    def make(name: str, seed: int) -> dict[str, Any]:
+        request = Request(tmp_path / name, folder, rank=2, steps=2, seed=seed)
+        if kind == "style":
+            return make_style(request, "unused", quiet)
+        return make_acceleration(request, 1.0, quiet)
+
+    first, again, other = (
+        make("a.safetensors", 0),
+        make("b.safetensors", 0),
+        make("c.safetensors", 1),
+    )
+    assert first["sha256"] == again["sha256"] != other["sha256"]
+    assert first["modules"] == 115  # every layer of the 14 kinds in the embedded UNet
+    tau = load(tmp_path / "a.safetensors")
+    assert {tau[module].rank for module in tau} == {2}
+    assert any(float(tau[module].dense().abs().max()) > 0 for module in tau)
+
+
+def test_training_lowers_the_loss_on_its_pictures(fresh_pipeline: Callable[[], Any]) -> None:
+    pipeline = fresh_pipeline()
+    unet, schedule = pipeline.unet, Schedule.of_pipeline(pipeline)
+    data = encode(pipeline, embedded_pictures(("fluent-emoji-high-contrast",), "A", 1))
+    generator = torch.Generator().manual_seed(0)
+    z0, c = data.draw(8, generator)
+    noise, t = torch.randn(z0.shape, generator=generator), torch.full((8,), 400)
+    add_adapter(unet, rank=4, targets=("to_q", "to_v", "conv1"), seed=0)
+    losses: list[float] = []
+    fit(unet, lambda _: noise_loss(unet, schedule, z0, noise, t, c),
+        Training(4, 12, 8, 2e-3), lambda _, loss: losses.append(loss))  # fmt: skip
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_non_finite_steps_are_skipped_counted_and_end_the_training(
+    fresh_pipeline: Callable[[], Any],
+) -> None:
+    unet = fresh_pipeline().unet
+    add_adapter(unet, rank=1, targets=("to_q",), seed=0)
+    weight = next(p for p in unet.parameters() if p.requires_grad)
+
+    def loss_of(bad: set[int]) -> Callable[[int], torch.Tensor]:
+        return lambda step: weight.sum() * (float("nan") if step in bad else 1.0)
+
+    assert fit(unet, loss_of({1, 3}), SMALL_PLAN, quiet) == 2
+    assert bool(weight.isfinite().all())
+    with pytest.raises(DivergedError, match="5 steps in a row") as caught:
+        fit(unet, loss_of(set(range(99))), SMALL_PLAN, quiet)
+    assert caught.value.exit_code == 8
+
+
+SMALL_PLAN = Training(rank=1, steps=8, batch=1, learning_rate=1e-3)
+
+
+def test_gradients_are_clipped(fresh_pipeline: Callable[[], Any]) -> None:
+    unet = fresh_pipeline().unet
+    add_adapter(unet, rank=1, targets=("to_q",), seed=0)
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    norms: list[float] = []
+
+    class Spy(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            norms.append(
+                float(torch.stack([p.grad.norm() for p in trained if p.grad is not None]).norm())
+            )
+            return super().step(closure)
+
+    original = torch.optim.AdamW
+    torch.optim.AdamW = Spy  # type: ignore[misc]  # fit looks the class up when it runs
+    try:
+        fit(
+            unet,
+            lambda _: 1e4 * sum(p.square().sum() + p.sum() for p in trained),
+            SMALL_PLAN,
+            quiet,
+        )
+    finally:
+        torch.optim.AdamW = original  # type: ignore[misc]
+    assert max(norms) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_vector_remembers_how_it_was_made(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    make_acceleration(Request(path, folder, rank=2, steps=1, seed=3), 1.5, quiet)
+    from lcm_arith.adapters import facts
+
+    told = facts(load(path))
+    assert (told["kind"], told["omega"], told["seed"]) == ("acceleration", "1.5", 3)
+    assert told["plan"]["steps"] == 1
+    assert str(tmp_path) not in json.dumps(told)
+
+
+def test_embedded_training_pictures_are_part_a_only() -> None:
+    shown = embedded_pictures(("twemoji",), "A", 2)
+    assert set(shown.captions) == {c.caption for c in pictures.concepts("A")}
+    assert len(shown.pixels) == 2 * len(pictures.concepts("A"))
+
+
+def test_latents_decode_to_the_pictures(pipeline: Any) -> None:
+    shown = embedded_pictures(("noto",), "A", 1)
+    from lcm_arith.sampling import decode
+
+    data = encode(pipeline, shown)
+    back = decode(pipeline, data.z0[:16])
+    error = np.abs(back.astype(float) - shown.pixels[:16].astype(float)).mean() / 127.5
+    assert error < 0.12  # the VAE is soft; a wrong scale or layout gives over 0.4
+    assert data.caption_of.tolist() == list(range(len(shown.captions)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [("empty", "no picture"), ("caption", "lacks its caption"), ("cut", "cannot be read")],
+)
+def test_a_data_folder_that_cannot_be_used_says_which_file(
+    folder: Path, wrong: str, message: str
+) -> None:
+    if wrong == "empty":
+        for path in folder.iterdir():
+            path.unlink()
+    elif wrong == "caption":
+        (folder / "1.txt").unlink()
+    else:
+        (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    with pytest.raises(InvalidContentError, match=message) as caught:
+        folder_pictures(folder, 64)
+    assert caught.value.exit_code == 4
+    with pytest.raises(NotFoundError):
+        folder_pictures(folder / "nowhere", 64)
+
+
+def test_pictures_of_other_sizes_are_cropped_and_laid_on_white(folder: Path) -> None:
+    wide = Image.new("RGBA", (300, 100), (0, 0, 0, 0))
+    wide.save(folder / "0.png")
+    pixels = folder_pictures(folder, 64).pixels
+    assert pixels.shape == (3, 64, 64, 3)
+    assert pixels[0].min() == 255
+
+
+def test_the_proof_fails_for_a_file_that_diffusers_reads_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save(random_vector(4, 1.0, seed=1), path)
+    assert prove_loads(path, embedded().base) == 4
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b'\\"unet.lora_alpha\\": 4', b'\\"unet.lora_alphA\\": 4'))
+    with pytest.raises((VerificationError, TypeError)):
+        prove_loads(path, embedded().base)
+
+
+def test_unknown_style_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="notto"):
+        make_style(Request(tmp_path / "x.safetensors"), "notto", quiet)

@@ -72,9 +72,12 @@ def command(
         f"{wish.sampler}, {wish.steps} steps, "
         f"guidance {wish.guidance:g} (ω = {wish.guidance - 1:g})"
     )
-    paths, sheet = draw(wish, out)
+    drawn = draw(wish, out)
+    for prompt in drawn.cut_prompts:
+        stderr.print(f"Note: {prompt!r} is too long: its end is not read", markup=False)
     if as_json:
-        print_json({**wish.facts(), "pictures": [str(p) for p in paths], "sheet": str(sheet)})
+        pictures = [str(path) for path in drawn.pictures]
+        print_json({**wish.facts(), "pictures": pictures, "sheet": str(drawn.sheet)})
         return
-    for path in (*paths, sheet):
+    for path in (*drawn.pictures, drawn.sheet):
         stdout.print(str(path), soft_wrap=True, markup=False)

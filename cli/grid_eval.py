@@ -83,6 +83,8 @@ def command(
         stderr.print(
             f"Note: {prompt!r} is no shipped caption: it has no true pictures", markup=False
         )
+    for prompt in result.cut_prompts:
+        stderr.print(f"Note: {prompt!r} is too long: its end is not read", markup=False)
     if as_json:
         cells = result.cells.astype(object).where(result.cells.notna(), None)
         print_json({"paths": [str(p) for p in paths], "rows": cells.to_dict(orient="records")})

@@ -31,14 +31,20 @@ for _name, _module in (
 ):
     app.command(_name, epilog=_module.EXAMPLES)(_module.command)
 
+# The libraries' own messages and bars are not for our users; set these variables to see them.
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
 
 def main() -> None:
     """Runs the command line; a traceback only with ``LCM_ARITH_DEBUG=1``."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         app()
-    except KeyboardInterrupt:
-        stderr.print("[red]interrupted[/red]")
-        sys.exit(130)
     except LcmArithError as error:
         _fail(error)
     except OSError as error:

@@ -54,7 +54,7 @@ Rank = Annotated[int | None, typer.Option(help="Rank of the adapter.", show_defa
 Steps = Annotated[
     int | None, typer.Option(help="Training steps.", show_default="the family's", metavar="STEPS")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
 
 
 def pair(style: str | None, accel: str | None) -> tuple[str, str]:

@@ -80,6 +80,8 @@ def print_made(made: dict[str, Any], *, as_json: bool) -> None:
         f"{plan['steps']} steps of {plan['batch']} on {made['pictures']} pictures, "
         f"final loss {made['final_loss']:.4f}"
     )
+    if made["cut_captions"]:
+        stderr.print(f"Note: {made['cut_captions']} captions are too long; their ends are not read")
     stdout.print("diffusers' load_lora_weights gives back every module: proven", soft_wrap=True)
     stdout.print(f"wrote {made['path']}", soft_wrap=True)
 

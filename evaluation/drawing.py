@@ -24,7 +24,7 @@ from lcm_arith.evaluation.sheets import gallery
 from lcm_arith.families import check_same_family, embedded
 from lcm_arith.formats.container import write_bytes
 from lcm_arith.fuse import LiveWeights
-from lcm_arith.sampling import encode_prompts, load_pipeline, make_scheduler, sample
+from lcm_arith.sampling import encode_prompts, load_pipeline, make_scheduler, sample, too_long
 from lcm_arith.vector import TaskVector
 
 DOZEN: Final = 12
@@ -122,7 +122,16 @@ def nearest_captions(prompts: Sequence[str], count: int = 3) -> dict[str, list[s
     return near
 
 
-def draw(wish: Wish, folder: Path) -> tuple[list[Path], Path]:
+@dataclass(frozen=True)
+class Drawn:
+    """What was written, and the prompts of which only the beginning was read."""
+
+    pictures: list[Path]
+    sheet: Path
+    cut_prompts: list[str]
+
+
+def draw(wish: Wish, folder: Path) -> Drawn:
     """Makes the pictures of a wish as numbered PNGs and a sheet; earlier ones stay.
 
     Raises:
@@ -153,7 +162,8 @@ def draw(wish: Wish, folder: Path) -> tuple[list[Path], Path]:
         )
         for at in range(0, len(embeds), _CHUNK)
     ]
-    return _write(wish, np.concatenate(chunks), folder)
+    paths, sheet = _write(wish, np.concatenate(chunks), folder)
+    return Drawn(paths, sheet, too_long(pipeline.tokenizer, wish.prompts))
 
 
 def _write(wish: Wish, pixels: np.ndarray, folder: Path) -> tuple[list[Path], Path]:

@@ -174,7 +174,7 @@ class Engine:
         )
         seconds = time.perf_counter() - started
         written = [
-            write_bytes(self.picture_path(row, item), _png(picture), force=True)
+            write_bytes(self.picture_path(row, item), _png(picture), force=True, durable=False)
             for item, picture in zip(items, pixels, strict=True)
         ]
         record = json.dumps({"sha256": written, "seconds": seconds})

@@ -21,7 +21,7 @@ from lcm_arith.evaluation.plan import Grid, Row
 from lcm_arith.evaluation.stats import Interval, paired
 from lcm_arith.families import Family, check_same_family
 from lcm_arith.fuse import check_compatible
-from lcm_arith.sampling import load_pipeline
+from lcm_arith.sampling import load_pipeline, too_long
 from lcm_arith.vector import TaskVector
 
 KEY_COLUMNS: Final = ("role", "style", "accel", "l1", "l2", "sampler", "steps", "guidance")
@@ -51,6 +51,7 @@ class Result:
         images: One line per picture, :data:`IMAGE_COLUMNS`.
         pixels: Row → uint8 ``[items, H, W, 3]``.
         unknown_prompts: Prompts that have no true picture.
+        cut_prompts: Prompts of which the text encoder reads only the beginning.
         counters: Work that was really done.
     """
 
@@ -60,6 +61,7 @@ class Result:
     images: pd.DataFrame
     pixels: dict[Row, np.ndarray]
     unknown_prompts: list[str]
+    cut_prompts: list[str]
     counters: Counters
 
     def metric(self, row: Row, name: str) -> np.ndarray:
@@ -128,7 +130,8 @@ def run_grid(
     engine.render(grid, on_rows)
     judge, probe = load_judge(), load_probe()
     yardstick = Yardstick(judge, probe, grid.target_sets, grid.style_set, grid.prompts)
-    return _measure(grid, engine, yardstick, on_stage)
+    cut_prompts = too_long(pipeline.tokenizer, grid.prompts)
+    return _measure(grid, engine, yardstick, cut_prompts, on_stage)
 
 
 def _base_digest(family: Family) -> str:
@@ -140,7 +143,9 @@ def _base_digest(family: Family) -> str:
     return json.dumps(listed, sort_keys=True)
 
 
-def _measure(grid: Grid, engine: Engine, yardstick: Yardstick, on_stage: OnStage) -> Result:
+def _measure(
+    grid: Grid, engine: Engine, yardstick: Yardstick, cut_prompts: list[str], on_stage: OnStage
+) -> Result:
     prompts = [prompt for prompt, _ in grid.items]
     every = list(dict.fromkeys(grid.rows))
     pixels = {row: engine.pixels(row, grid) for row in every}
@@ -175,6 +180,7 @@ def _measure(grid: Grid, engine: Engine, yardstick: Yardstick, on_stage: OnStage
         pd.concat(images, ignore_index=True),
         {row: pixels[row] for row in rows},
         yardstick.unknown_prompts,
+        cut_prompts,
         engine.counters,
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from lcm_arith.embedded import files
-from lcm_arith.errors import IncompatibleError
+from lcm_arith.errors import IncompatibleError, UsageError
 from lcm_arith.vector import TaskVector
 
 # The 14 kinds of layer that LCM-LoRA adapts (arXiv:2311.05556, Table 1; 278 modules of SD1.5).
@@ -32,12 +32,20 @@ class Training:
         steps: Optimizer steps.
         batch: Pictures a step.
         learning_rate: Peak of AdamW's; warmed up over 5 % and decayed linearly over the last half.
+
+    Raises:
+        UsageError: If rank, steps or batch is below 1.
     """
 
     rank: int
     steps: int
     batch: int
     learning_rate: float
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)}: at least 1")
 
 
 @dataclass(frozen=True)

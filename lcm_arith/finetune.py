@@ -47,7 +47,7 @@ def finetune(
         on_step: Told about every step.
 
     Raises:
-        UsageError, DivergedError: As :func:`lcm_arith.training.fit`.
+        DivergedError: As :func:`lcm_arith.training.fit`.
     """
     unet, schedule = pipeline.unet, Schedule.of_pipeline(pipeline)
     add_adapter(unet, rank=plan.rank, targets=LCM_TARGETS, seed=seed)

@@ -16,9 +16,10 @@ from lcm_arith.errors import NotFoundError
 from lcm_arith.families import Training, embedded
 from lcm_arith.finetune import finetune
 from lcm_arith.formats.container import refuse_existing
+from lcm_arith.lcd.guidance import check_omega
 from lcm_arith.lcd.trainer import distill
 from lcm_arith.proof import prove_loads
-from lcm_arith.sampling import load_pipeline
+from lcm_arith.sampling import load_pipeline, too_long
 from lcm_arith.vector import TaskVector
 
 VARIANTS: Final = 24  # pictures of each drawing for a style vector
@@ -95,6 +96,7 @@ def make_acceleration(request: Request, omega: float | None, on_stage: OnStage) 
     """
     plan = request.plan(embedded().acceleration)
     strength = embedded().omega if omega is None else omega
+    check_omega(strength)
 
     def train(
         pipeline: Any, data: TrainingSet, on_step: Callable[[int, float], None]
@@ -118,6 +120,7 @@ def _make(
     shown = _pictures(request, sets, variants)
     pipeline = load_pipeline(embedded().base)
     data = encode(pipeline, shown, on_chunk=lambda done, of: on_stage("encode", done, of, ""))
+    cut = len(too_long(pipeline.tokenizer, shown.captions))
     losses: list[float] = []
 
     def on_step(step: int, loss: float) -> None:
@@ -135,6 +138,7 @@ def _make(
         "sha256": digest,
         "modules": modules,
         "pictures": len(shown.captions),
+        "cut_captions": cut,
         "final_loss": sum(tail) / len(tail),
         **about,
     }

@@ -67,6 +67,14 @@ def load_pipeline(base: Path) -> Any:
     return pipeline
 
 
+def too_long(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Prompts of which the text encoder reads only the beginning."""
+    distinct = list(dict.fromkeys(prompts))
+    lengths = [len(ids) for ids in tokenizer(distinct).input_ids]
+    most = tokenizer.model_max_length
+    return [p for p, length in zip(distinct, lengths, strict=True) if length > most]
+
+
 @torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Tensor:
     """Prompt embeddings, ``[prompts, tokens, width]``; ``""`` is the unconditional one, ∅."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lcm_arith.delta import LowRankDelta
-from lcm_arith.errors import DivergedError, UsageError
+from lcm_arith.errors import DivergedError
 from lcm_arith.families import Training
 from lcm_arith.vector import Source, TaskVector
 
@@ -23,16 +23,10 @@ OnStep = Callable[[int, float], None]
 
 
 def add_adapter(unet: Any, *, rank: int, targets: Sequence[str], seed: int) -> None:
-    """Puts a fresh LoRA (alpha = rank, ΔW = 0) on ``unet`` and freezes everything else.
-
-    Raises:
-        UsageError: If ``rank`` is below 1.
-    """
+    """Puts a fresh LoRA (alpha = rank, ΔW = 0) on ``unet`` and freezes everything else."""
     from diffusers.models.attention_processor import AttnProcessor
     from peft import LoraConfig
 
-    if rank < 1:
-        raise UsageError(f"rank {rank}: an adapter has at least rank 1")
     unet.requires_grad_(False)
     if unet.device.type == "cpu":
         # Explicit attention trains faster than scaled_dot_product_attention on a CPU.
@@ -100,19 +94,15 @@ def fit(unet: Any, loss_of: Callable[[int], Tensor], plan: Training, on_step: On
         Number of skipped steps.
 
     Raises:
-        UsageError: If there is nothing to do.
         DivergedError: After five non-finite steps in a row.
     """
-    if plan.steps < 1:
-        raise UsageError(f"steps {plan.steps}: training takes at least 1 step")
     parameters = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, plan.steps)
-    )
     skipped = in_a_row = 0
     unet.train()
     for step in range(plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * learning_rate_factor(step, plan.steps)
         loss = loss_of(step)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
@@ -128,7 +118,6 @@ def fit(unet: Any, loss_of: Callable[[int], Tensor], plan: Training, on_step: On
                     hint="the data or the base model holds non-finite numbers, or steps are huge",
                 )
         optimizer.zero_grad(set_to_none=True)
-        schedule.step()
         on_step(step + 1, loss.item())
     unet.eval()
     return skipped

@@ -10,14 +10,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from lcm_arith.adapters import load, save
-from lcm_arith.cli.main import app
-from lcm_arith.embedded import pictures
-from lcm_arith.errors import LcmArithError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import random_vector
 from typer.testing import CliRunner
+
+from lcm_arith.adapters import load, save
+from lcm_arith.cli.main import app
+from lcm_arith.embedded import pictures
+from lcm_arith.errors import LcmArithError
 
 FAST = ["--prompts", "2", "--seeds", "1", "--steps", "1", "--l1", "1", "--l2", "1"]
 
@@ -199,7 +200,9 @@ def test_errors_reach_the_shell_as_one_message_and_a_code(tmp_cwd: Path) -> None
     assert done.stderr.startswith("Error: notto: no shipped vector and no file of that name")
     assert "Traceback" not in done.stderr
     loud = {**os.environ, "LCM_ARITH_DEBUG": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_cwd, env=loud, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_cwd, env=loud, check=False
+    )
     assert "Traceback" in done.stderr
 
 

@@ -33,6 +33,8 @@ PROBE: Final = JUDGE / "probe.safetensors"
 
 _CHUNK: Final = 256  # pictures at once: 12 MiB of pixels
 _TOKENS: Final = 16
+_KERNEL_WIDTH: Final = 8.0  # wide enough to share between pictures of one thing; 3 does as well
+_JITTER: Final = 1e-8  # keeps Cholesky possible for rows that nearly coincide
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,24 @@ class Judge:
 
 @dataclass(frozen=True)
 class Probe:
-    """Names the set of a picture from the judge's embedding: multinomial logistic regression.
+    """Names the set of a picture: multinomial logistic regression with a Gaussian kernel.
+
+    The judge was taught things, not styles, so that no plane in its space parts the artists: with
+    the same data a linear probe names 53 % of true pictures through the VAE, this one 89 %.
 
     Args:
-        weight: float64 ``[sets, d]``.
-        bias: float64 ``[sets]``.
-        names: Set of each row.
+        support: Unit rows of the pictures it was fitted to, float32 ``[m, d]``.
+        coefficients: float64 ``[m, sets]``.
+        names: Set of each column.
     """
 
-    weight: NDArray[np.float64]
-    bias: NDArray[np.float64]
+    support: Rows
+    coefficients: NDArray[np.float64]
     names: tuple[str, ...]
 
     def predict(self, embeddings: Rows) -> list[str]:
-        """The likeliest set of each row of float32 ``[n, d]``."""
-        logits = embeddings.astype(np.float64) @ self.weight.T + self.bias  # [n, sets]
+        """The likeliest set of each unit row of float32 ``[n, d]``."""
+        logits = kernel(embeddings, self.support) @ self.coefficients  # [n, sets]
         return [self.names[index] for index in logits.argmax(axis=1)]
 
 
@@ -120,16 +125,24 @@ def load_judge(device: str = "cpu") -> Judge:
     return Judge(model.float().eval().requires_grad_(False).to(device), tokenizer)
 
 
+def kernel(left: Rows, right: Rows) -> NDArray[np.float64]:
+    """exp(8 (cosine - 1)) of every pair of unit rows: Gaussian on the sphere, ``[n, m]``."""
+    products = left.astype(np.float64) @ right.astype(np.float64).T
+    similar: NDArray[np.float64] = np.exp(_KERNEL_WIDTH * (products - 1.0))
+    return similar
+
+
 def fit_probe(
-    embeddings: Rows, labels: Sequence[int], names: Sequence[str], *, l2: float = 1e-5
+    embeddings: Rows, labels: Sequence[int], names: Sequence[str], *, l2: float = 1e-4
 ) -> Probe:
     """The probe with the least penalised cross-entropy; the problem is convex, so there is one.
 
-    Minimises ``mean(cross-entropy) + l2 / 2 * |weight|^2`` by L-BFGS in float64 from zero, hence
-    without a random number. The bias is not penalised.
+    With K the kernel of the rows, logits K C and labels Y (one-hot), it minimises
+    ``mean(cross-entropy) + l2 / 2 * trace(C' K C)``, where ``C = (Y - softmax(K C)) / (n l2)``.
+    L-BFGS in float64 from zero on W = R'C with K = R R', hence without a random number.
 
     Args:
-        embeddings: Unit rows ``[n, d]``.
+        embeddings: Unit rows ``[n, d]``, no two the same.
         labels: Index into ``names`` of each row.
         names: The sets.
         l2: Penalty; must be positive, or separable data have no solution.
@@ -138,33 +151,35 @@ def fit_probe(
         ValueError: If lengths or labels do not fit, or ``l2`` is not positive.
     """
     _check_probe_data(embeddings, labels, names, l2)
-    x = torch.from_numpy(embeddings).double()  # [n, d]
     y = torch.tensor(list(labels))  # [n]
-    weight = torch.zeros(len(names), x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(len(names), dtype=torch.float64, requires_grad=True)
+    similar = torch.from_numpy(kernel(embeddings, embeddings))  # [n, n]
+    similar.diagonal().add_(_JITTER)
+    root = torch.linalg.cholesky(similar)  # [n, n], lower
+    weight = torch.zeros(len(labels), len(names), dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=2000,
+        [weight],
+        max_iter=1000,
         history_size=20,
-        tolerance_grad=1e-9,
-        tolerance_change=1e-14,
+        tolerance_grad=1e-8,
+        tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )
 
     def loss() -> torch.Tensor:
         solver.zero_grad()
-        value = F.cross_entropy(x @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
+        value = F.cross_entropy(root @ weight, y) + l2 / 2 * weight.square().sum()
         value.backward()
         return value
 
     with torch.enable_grad():
         solver.step(loss)
-    return Probe(weight.detach().numpy(), bias.detach().numpy(), tuple(names))
+    coefficients = torch.linalg.solve_triangular(root.T, weight.detach(), upper=True)
+    return Probe(embeddings, coefficients.numpy(), tuple(names))
 
 
 def save_probe(probe: Probe, path: Path = PROBE) -> None:
-    """Write the probe as float64 safetensors, names in the metadata."""
-    tensors = {"weight": probe.weight, "bias": probe.bias}
+    """Write the probe as safetensors, names in the metadata."""
+    tensors = {"support": probe.support, "coefficients": probe.coefficients}
     write_file(path, save(tensors, metadata={"names": json.dumps(probe.names)}))
 
 
@@ -172,7 +187,8 @@ def load_probe(path: Path = PROBE) -> Probe:
     """The shipped probe."""
     with safe_open(path, framework="numpy") as file:
         names = json.loads(file.metadata()["names"])
-        return Probe(file.get_tensor("weight"), file.get_tensor("bias"), tuple(names))
+        support, coefficients = file.get_tensor("support"), file.get_tensor("coefficients")
+        return Probe(support, coefficients, tuple(names))
 
 
 def own_caption_first(pictures: Rows, captions: Rows, own: Sequence[int]) -> NDArray[np.bool_]:

@@ -118,8 +118,12 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise NotFoundError(f"{path.parent}: no such folder", hint="make it first")
 
 
-def write_bytes(path: Path, data: bytes, *, force: bool = False) -> str:
-    """Puts ``data`` at ``path`` atomically, returns its sha256; see :func:`write_safetensors`."""
+def write_bytes(path: Path, data: bytes, *, force: bool = False, durable: bool = True) -> str:
+    """Puts ``data`` at ``path`` atomically, returns its sha256; see :func:`write_safetensors`.
+
+    Without ``durable`` it is not flushed to the disk: for files that are checked before use and
+    made again when they are not whole.
+    """
     refuse_existing(path, force=force)
     digest = hashlib.sha256(data).hexdigest()
     try:
@@ -131,7 +135,8 @@ def write_bytes(path: Path, data: bytes, *, force: bool = False) -> str:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         if hashlib.sha256(part.read_bytes()).hexdigest() != digest:
             raise VerificationError(f"{path}: read back other bytes than were written")
         part.chmod(0o666 & ~_umask())

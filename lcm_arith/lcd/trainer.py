@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lcm_arith.dataset import TrainingSet
-from lcm_arith.errors import UsageError
 from lcm_arith.families import LCM_TARGETS, Training
+from lcm_arith.lcd.guidance import check_omega
 from lcm_arith.lcd.schedule import Grid, Schedule
 from lcm_arith.lcd.step import Batch, consistency_loss
 from lcm_arith.training import OnStep, adapter_off, adapter_vector, add_adapter, fit
@@ -41,8 +41,7 @@ def distill(
         UsageError: If ω is negative or not finite.
         DivergedError: As :func:`lcm_arith.training.fit`.
     """
-    if not 0 <= omega < float("inf"):
-        raise UsageError(f"omega {omega}: the guidance weight is 0 or more")
+    check_omega(omega)
     unet, schedule = pipeline.unet, Schedule.of_pipeline(pipeline)
     grid = Grid.of(len(schedule.alpha_t), GRID_POINTS)
     add_adapter(unet, rank=plan.rank, targets=LCM_TARGETS, seed=seed)

@@ -45,18 +45,17 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Write λ1·τ_style + λ2·τ_LCM (eq. 3 of arXiv:2311.05556) as one adapter file."""
-    from lcm_arith.adapters import DTYPES, save
+    from lcm_arith.adapters import DTYPES, check_output, save
     from lcm_arith.combination import combine
     from lcm_arith.evaluation.lists import parse_one
-    from lcm_arith.formats.container import refuse_existing
     from lcm_arith.projection import retained_energy
 
-    refuse_existing(out, force=force)
+    check_output(out, force=force)
     names = options.pair(style, accel)
     weights = (parse_one(l1, "--l1"), parse_one(l2, "--l2"))
     tau = combine(*names, l1=float(weights[0]), l2=float(weights[1]), rank=rank)
     digest = save(tau, out, dtype=DTYPES[dtype.value], about={"kind": "combined"}, force=force)
-    ranks = [tau[module].rank for module in tau]
+    ranks = [tau.rank_of(module) for module in tau]
     energy = retained_energy(tau)
     result = {
         "path": str(out),

@@ -24,6 +24,7 @@ def command(
 ) -> None:
     """Combine at 0.8 / 1.0, draw it beside teacher and controls, and search a small grid."""
     from lcm_arith.evaluation.demo import run_demo
+    from lcm_arith.evaluation.report import ceilings_line
 
     options.writable_folder(out)
     with progress() as bar:
@@ -32,6 +33,7 @@ def command(
         print_json({"paths": [str(path) for path in shown.paths], "result": shown.sentence})
         return
     print_grid(shown.result)
+    stdout.print(ceilings_line(shown.result), soft_wrap=True)
     for path in shown.paths:
-        stdout.print(f"wrote {path}", soft_wrap=True, markup=False)
-    stdout.print(shown.sentence, soft_wrap=True, markup=False)
+        stdout.print(f"wrote {path}", soft_wrap=True)
+    stdout.print(shown.sentence, soft_wrap=True)

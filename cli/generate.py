@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lcm_arith.cli import options
-from lcm_arith.cli.output import print_json, stderr, stdout
+from lcm_arith.cli.output import Stages, print_json, progress, stderr, stdout
 
 EXAMPLES = """Examples:
 
@@ -65,19 +65,19 @@ def command(
     for prompt, near in nearest_captions(wish.prompts).items():
         stderr.print(
             f"Note: the embedded model never learnt {prompt!r}; nearest: {', '.join(near)}",
-            markup=False,
             soft_wrap=True,
         )
     stderr.print(
         f"{wish.sampler}, {wish.steps} steps, "
         f"guidance {wish.guidance:g} (ω = {wish.guidance - 1:g})"
     )
-    drawn = draw(wish, out)
+    with progress() as bar:
+        drawn = draw(wish, out, Stages(bar))
     for prompt in drawn.cut_prompts:
-        stderr.print(f"Note: {prompt!r} is too long: its end is not read", markup=False)
+        stderr.print(f"Note: {prompt!r} is too long: its end is not read")
     if as_json:
         pictures = [str(path) for path in drawn.pictures]
         print_json({**wish.facts(), "pictures": pictures, "sheet": str(drawn.sheet)})
         return
     for path in (*drawn.pictures, drawn.sheet):
-        stdout.print(str(path), soft_wrap=True, markup=False)
+        stdout.print(str(path), soft_wrap=True)

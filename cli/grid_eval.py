@@ -58,7 +58,14 @@ def command(
     from lcm_arith.evaluation.grid import load_vectors, run_grid
     from lcm_arith.evaluation.lists import parse_counts, parse_decimals
     from lcm_arith.evaluation.plan import choose_prompts, make_grid
-    from lcm_arith.evaluation.report import best_cell, ceilings_line, verdict, write_report
+    from lcm_arith.evaluation.report import (
+        best_cell,
+        ceilings_line,
+        check_csv_name,
+        notes,
+        verdict,
+        write_report,
+    )
     from lcm_arith.families import embedded
     from lcm_arith.formats.container import refuse_existing
 
@@ -67,8 +74,9 @@ def command(
     counts, chosen = parse_counts(steps, "--steps"), choose_prompts(prompts, part.value)
     table = csv or out / "cells.csv"
     options.writable_folder(out)
-    if table.parent != out:
+    if table.is_dir() or table.parent != out:
         refuse_existing(table, force=True)
+    check_csv_name(table, out)
     *vectors, style_set = load_vectors(*names)
     grid = make_grid(
         style=names[0], accel=names[1], style_set=style_set, l1=lists[0], l2=lists[1],
@@ -79,18 +87,21 @@ def command(
             grid, (vectors[0], vectors[1]), family=embedded(), folder=out, on_stage=Stages(bar)
         )
     paths = write_report(result, out, table)
-    for prompt in result.unknown_prompts:
-        stderr.print(
-            f"Note: {prompt!r} is no shipped caption: it has no true pictures", markup=False
-        )
-    for prompt in result.cut_prompts:
-        stderr.print(f"Note: {prompt!r} is too long: its end is not read", markup=False)
+    for note in notes(result):
+        stderr.print(f"Note: {note}", soft_wrap=True)
     if as_json:
         cells = result.cells.astype(object).where(result.cells.notna(), None)
-        print_json({"paths": [str(p) for p in paths], "rows": cells.to_dict(orient="records")})
+        print_json(
+            {
+                "paths": [str(path) for path in paths],
+                "rows": cells.to_dict(orient="records"),
+                "ceilings": ceilings_line(result),
+                "result": verdict(result, best_cell(result)),
+            }
+        )
         return
     print_grid(result)
-    stdout.print(ceilings_line(result))
-    stdout.print(verdict(result, best_cell(result)))
+    stdout.print(ceilings_line(result), soft_wrap=True)
+    stdout.print(verdict(result, best_cell(result)), soft_wrap=True)
     for path in paths:
-        stdout.print(f"wrote {path}", soft_wrap=True, markup=False)
+        stdout.print(f"wrote {path}", soft_wrap=True)

@@ -6,7 +6,7 @@ import os
 import sys
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from lcm_arith.cli import combine, demo, distill, finetune, generate, grid_eval
 from lcm_arith.cli.output import stderr
@@ -49,12 +49,15 @@ def main() -> None:
         _fail(error)
     except OSError as error:
         _fail(StorageError(f"{error.filename or 'file'}: {error.strerror or error}"))
+    except Exception as error:
+        hint = "this is a mistake of ours; LCM_ARITH_DEBUG=1 shows where, please report it"
+        _fail(LcmArithError(f"{type(error).__name__}: {error}", hint=hint), cause=error)
 
 
-def _fail(error: LcmArithError) -> None:
+def _fail(error: LcmArithError, cause: Exception | None = None) -> None:
     if os.environ.get("LCM_ARITH_DEBUG") == "1":
-        raise error
-    stderr.print(f"[bold red]Error:[/bold red] {escape(error.message)}", soft_wrap=True)
+        raise cause or error
+    stderr.print(Text.assemble(("Error: ", "bold red"), error.message), soft_wrap=True)
     if error.hint:
-        stderr.print(f"[bold]Hint:[/bold] {escape(error.hint)}", soft_wrap=True)
+        stderr.print(Text.assemble(("Hint: ", "bold"), error.hint), soft_wrap=True)
     sys.exit(error.exit_code)

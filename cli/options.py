@@ -62,7 +62,10 @@ def pair(style: str | None, accel: str | None) -> tuple[str, str]:
     from lcm_arith.embedded import files
 
     stored = files.defaults()
-    return style or str(stored["style"]), accel or str(stored["accel"])
+    return (
+        str(stored["style"]) if style is None else style,
+        str(stored["accel"]) if accel is None else accel,
+    )
 
 
 def writable_folder(folder: Path) -> None:

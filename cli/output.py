@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 1
 _GRID_TABLE: Final = (
-    "role", "l1", "l2", "sampler", "steps", "nfe", "prompt_score", "retrieval_top1",
+    "role", "l1", "l2", "sampler", "steps", "guidance", "nfe", "prompt_score", "retrieval_top1",
     "style_accuracy", "pair_distance", "teacher_distance", "sharp_ratio", "diversity",
 )  # fmt: skip
 
-stdout: Final = Console(highlight=False)
-stderr: Final = Console(stderr=True, highlight=False)
+stdout: Final = Console(highlight=False, markup=False)
+stderr: Final = Console(stderr=True, highlight=False, markup=False)
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,9 @@ DOZEN: Final = 12
 _CHUNK: Final = 32
 _FEW: Final = 4  # steps where a vector accelerates
 _FAST: Final = ("acceleration", "combined")
+
+OnStage = Callable[[str, int, int, str], None]
+"""Told about progress: (stage, done, total, note)."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def split_weight(text: str) -> tuple[str, str]:
         UsageError: If the name is missing or λ is no number.
     """
     name, colon, weight = text.rpartition(":")
-    if not colon or (Path(text).exists() and text not in pictures.SETS):
+    if not colon or Path(text).exists():
         name, weight = text, "1"
     if not name:
         raise UsageError(f"--vector {text!r}: lacks a name", hint="write NAME:λ, fluent-emoji:0.8")
@@ -131,7 +134,7 @@ class Drawn:
     cut_prompts: list[str]
 
 
-def draw(wish: Wish, folder: Path) -> Drawn:
+def draw(wish: Wish, folder: Path, on_stage: OnStage) -> Drawn:
     """Makes the pictures of a wish as numbered PNGs and a sheet; earlier ones stay.
 
     Raises:
@@ -149,7 +152,15 @@ def draw(wish: Wish, folder: Path) -> Drawn:
     make_scheduler(pipeline.scheduler.config, wish.sampler, wish.steps)
     weighed = (float(weight) * taus[name] for name, weight in wish.vectors if name in taus)
     LiveWeights(pipeline).apply(sum(weighed, TaskVector()))
+    folder.mkdir(parents=True, exist_ok=True)
     embeds, uncond = encode_prompts(pipeline, wish.prompts), encode_prompts(pipeline, [""])
+    starts, done = range(0, len(embeds), _CHUNK), 0
+
+    def on_step() -> None:
+        nonlocal done
+        done += 1
+        on_stage("draw", done, wish.steps * len(starts), "")
+
     chunks = [
         sample(
             pipeline,
@@ -159,15 +170,15 @@ def draw(wish: Wish, folder: Path) -> Drawn:
             sampler=wish.sampler,
             steps=wish.steps,
             guidance=wish.guidance,
+            on_step=on_step,
         )
-        for at in range(0, len(embeds), _CHUNK)
+        for at in starts
     ]
     paths, sheet = _write(wish, np.concatenate(chunks), folder)
     return Drawn(paths, sheet, too_long(pipeline.tokenizer, wish.prompts))
 
 
 def _write(wish: Wish, pixels: np.ndarray, folder: Path) -> tuple[list[Path], Path]:
-    folder.mkdir(parents=True, exist_ok=True)
     taken = [int(m[1]) for p in folder.iterdir() if (m := re.match(r"(\d{4,})[-_]", p.name))]
     first = max(taken, default=-1) + 1
     paths = []

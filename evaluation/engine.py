@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -26,11 +27,10 @@ from lcm_arith.embedded import files
 from lcm_arith.evaluation.plan import Grid, Row, digest
 from lcm_arith.formats.container import write_bytes
 from lcm_arith.fuse import LiveWeights
-from lcm_arith.sampling import encode_prompts, sample
+from lcm_arith.sampling import SAMPLERS, encode_prompts, sample
 from lcm_arith.vector import TaskVector
 
 CHUNK: Final = 32  # pictures made together
-NUMERICS: Final = 1  # raise it when the same plan would give other pixels
 
 OnRows = Callable[[int], None]
 """Told how many UNet rows were just made (or found made)."""
@@ -55,7 +55,7 @@ class Engine:
         folder: Where ``images/`` and ``chunks/`` are kept.
         load: Loads the base pipeline; called at the first picture that is missing, and once.
         base_digest: Identifies the base model's weights.
-        style, accel: The two vectors, empty where there is none.
+        style, accel: The two vectors as loaded from files, empty where there is none.
     """
 
     folder: Path
@@ -66,15 +66,17 @@ class Engine:
     counters: Counters = field(default_factory=Counters)
     _live: LiveWeights | None = None
     _embeds: dict[str, Tensor] = field(default_factory=dict)
+    _text_changed: bool = False
 
     def render(self, grid: Grid, on_rows: OnRows) -> None:
         """Makes every picture of the grid that is not there yet, one weight pair at a time."""
         for folder in ("images", "chunks"):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
-        rows = sorted(set(grid.rows), key=lambda row: (row.l1, row.l2, row.steps, row.sampler))
+        distinct = {row.pixels_key: row for row in grid.rows}.values()
+        rows = sorted(distinct, key=lambda row: row.pixels_key)
         for (l1, l2), same in groupby(rows, key=lambda row: (row.l1, row.l2)):
             applied = False
-            for row in _distinct(same):
+            for row in same:
                 for items in _chunks(grid.items):
                     if self._record(row, items) is None:
                         if not applied:
@@ -103,18 +105,18 @@ class Engine:
 
     def _key(self, row: Row, items: Sequence[tuple[str, int]]) -> str:
         terms = [
-            [str(weight), origin["sha256"]]
+            [repr(float(weight) * own), source.origin["sha256"]]
             for weight, tau in ((row.l1, self.style), (row.l2, self.accel))
+            for own, source in tau.terms
             if weight
-            for origin in [source.origin for _, source in tau.terms]
         ]
         return digest(
             json.dumps(
                 {
-                    "numerics": NUMERICS,
+                    "versions": _versions(),
                     "base": self.base_digest,
                     "terms": terms,
-                    "sampler": row.sampler,
+                    "sampler": [row.sampler, SAMPLERS[row.sampler].options],
                     "steps": row.steps,
                     "guidance": repr(float(row.guidance)),
                     "items": list(items),
@@ -135,9 +137,10 @@ class Engine:
                 files.sha256(self.picture_path(row, item)) == expected
                 for item, expected in zip(items, record["sha256"], strict=True)
             ]
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, ValueError):
+            timed = isinstance(record["seconds"], float)
+        except (FileNotFoundError, KeyError, TypeError, ValueError):
             return None
-        return record if all(whole) else None
+        return record if timed and all(whole) else None
 
     def _pipeline(self) -> LiveWeights:
         if self._live is None:
@@ -146,8 +149,13 @@ class Engine:
         return self._live
 
     def _apply(self, l1: Decimal, l2: Decimal) -> None:
-        self._pipeline().apply(float(l1) * self.style + float(l2) * self.accel)
+        tau = float(l1) * self.style + float(l2) * self.accel
+        self._pipeline().apply(tau)
         self.counters.weight_rebuilds += 1
+        text = tuple(module for module in tau if not module.startswith("unet."))
+        if text or self._text_changed:
+            self._embeds.clear()  # the text encoder is another one now
+        self._text_changed = bool(text)
 
     def _embedding(self, prompts: Sequence[str]) -> Tensor:
         import torch
@@ -183,9 +191,9 @@ class Engine:
         self.counters.pictures += len(items)
 
 
-def _distinct(rows: Iterator[Row]) -> list[Row]:
-    """One row of each way of making pictures: roles do not change pixels."""
-    return list({(r.sampler, r.steps, r.guidance): r for r in rows}.values())
+def _versions() -> dict[str, str]:
+    """What computes the pixels, beside the plan."""
+    return {name: version(name) for name in ("lcm-arith", "torch", "diffusers", "transformers")}
 
 
 def _chunks(items: Sequence[tuple[str, int]]) -> list[tuple[tuple[str, int], ...]]:

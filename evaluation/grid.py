@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -49,6 +49,7 @@ class Result:
         rows: base, teacher, one control per NFE (the best), and the cells, as in the CSV.
         cells: One line per row, :data:`CELL_COLUMNS`.
         images: One line per picture, :data:`IMAGE_COLUMNS`.
+        metrics: Row → metric → one value per picture.
         pixels: Row → uint8 ``[items, H, W, 3]``.
         unknown_prompts: Prompts that have no true picture.
         cut_prompts: Prompts of which the text encoder reads only the beginning.
@@ -59,6 +60,7 @@ class Result:
     rows: tuple[Row, ...]
     cells: pd.DataFrame
     images: pd.DataFrame
+    metrics: dict[Row, dict[str, np.ndarray]]
     pixels: dict[Row, np.ndarray]
     unknown_prompts: list[str]
     cut_prompts: list[str]
@@ -66,9 +68,8 @@ class Result:
 
     def metric(self, row: Row, name: str) -> np.ndarray:
         """One metric of a row, ``[prompts, seeds]``."""
-        at = self.rows.index(row) * len(self.grid.items)
-        values = self.images[name].to_numpy(dtype=float)[at : at + len(self.grid.items)]
-        return values.reshape(len(self.grid.prompts), len(self.grid.seeds))
+        shape = (len(self.grid.prompts), len(self.grid.seeds))
+        return self.metrics[row][name].astype(float).reshape(shape)
 
     def control(self, passes: int) -> Row:
         """The best control of an NFE."""
@@ -92,7 +93,7 @@ def load_vectors(style: str, accel: str) -> tuple[TaskVector, TaskVector, str | 
     return (
         named.get(style, TaskVector()),
         named.get(accel, TaskVector()),
-        own if own in pictures.SETS else None,
+        own if isinstance(own, str) and own in pictures.SETS else None,
     )
 
 
@@ -120,12 +121,13 @@ def run_grid(
     for tau in vectors:
         check_compatible(pipeline, tau)
     engine = Engine(folder, lambda: pipeline, _base_digest(family), *vectors)
-    total, done = sum(row.nfe for row in set(grid.rows)) * len(grid.items), 0
+    distinct = {row.pixels_key: row.nfe for row in grid.rows}
+    total, done = sum(distinct.values()) * len(grid.items), 0
 
     def on_rows(rows: int) -> None:
         nonlocal done
         done += rows
-        on_stage("draw", min(done, total), total, "UNet passes")
+        on_stage("draw", done, total, "UNet passes")
 
     engine.render(grid, on_rows)
     judge, probe = load_judge(), load_probe()
@@ -147,17 +149,16 @@ def _measure(
     grid: Grid, engine: Engine, yardstick: Yardstick, cut_prompts: list[str], on_stage: OnStage
 ) -> Result:
     prompts = [prompt for prompt, _ in grid.items]
-    every = list(dict.fromkeys(grid.rows))
-    pixels = {row: engine.pixels(row, grid) for row in every}
+    pixels = {row: engine.pixels(row, grid) for row in grid.rows}
     _, teacher = yardstick.picture_metrics(pixels[grid.teacher], prompts)
     metrics: dict[Row, dict[str, np.ndarray]] = {}
     diversity: dict[Row, float] = {}
-    for done, row in enumerate(every, 1):
+    for done, row in enumerate(grid.rows, 1):
         metrics[row], e = yardstick.picture_metrics(pixels[row], prompts, teacher)
         per_prompt = e.reshape(len(grid.prompts), len(grid.seeds), -1)
         diversity[row] = yardstick.diversity(per_prompt, grid.prompts)
-        on_stage("measure", done, len(every), "")
-    best = tuple(_best_control(candidates, metrics) for candidates in grid.controls.values())
+        on_stage("measure", done, len(grid.rows), "")
+    best = tuple(best_row(candidates, metrics) for candidates in grid.controls.values())
     rows = (grid.base, grid.teacher, *best, *grid.cells)
     cells = [
         {
@@ -178,6 +179,7 @@ def _measure(
         rows,
         pd.DataFrame(cells, columns=list(CELL_COLUMNS)),
         pd.concat(images, ignore_index=True),
+        {row: metrics[row] for row in rows},
         {row: pixels[row] for row in rows},
         yardstick.unknown_prompts,
         cut_prompts,
@@ -185,12 +187,12 @@ def _measure(
     )
 
 
-def _best_control(candidates: tuple[Row, ...], metrics: dict[Row, dict[str, np.ndarray]]) -> Row:
-    """The candidate with the smallest mean pair_distance; without true pictures, prompt_score."""
-    distance = {row: cell_means(metrics[row])["pair_distance"] for row in candidates}
-    if np.isfinite(list(distance.values())).all():
-        return min(candidates, key=distance.__getitem__)
-    return max(candidates, key=lambda row: float(metrics[row]["prompt_score"].mean()))
+def best_row(rows: Sequence[Row], metrics: dict[Row, dict[str, np.ndarray]]) -> Row:
+    """The row with the smallest mean pair_distance; without true pictures, by prompt_score."""
+    means = {row: cell_means(metrics[row]) for row in rows}
+    if np.isfinite([means[row]["pair_distance"] for row in rows]).all():
+        return min(rows, key=lambda row: float(means[row]["pair_distance"]))
+    return max(rows, key=lambda row: float(means[row]["prompt_score"]))
 
 
 def _keys(grid: Grid, row: Row) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Yardstick:
     Args:
         judge: Embeds pictures and captions.
         probe: Names a picture's set.
-        target_sets: Sets whose drawings count as true.
+        target_sets: Sets whose drawings count as true; empty leaves the paired metrics NaN.
         style_set: Set that the probe must name; None leaves ``style_accuracy`` NaN.
         prompts: Captions of the grid.
     """
@@ -79,7 +79,7 @@ class Yardstick:
 
     def _true_pictures(self, prompt: str) -> TruePictures | None:
         concept = pictures.by_caption().get(prompt)
-        if concept is None:
+        if concept is None or not self.target_sets:
             return None
         drawn = [pictures.variants(name, concept, VARIANTS) for name in self.target_sets]
         pixels = np.concatenate(drawn)
@@ -116,11 +116,11 @@ class Yardstick:
             "style_accuracy": self._style_named(e),
             "pair_distance": np.array(
                 [
-                    pair_distance(row[None], t.embeddings)[0] if t else np.nan
+                    max(pair_distance(row[None], t.embeddings)[0], 0) if t else np.nan
                     for t, row in zip(truths, e, strict=True)
                 ]
             ),
-            "teacher_distance": 1 - (e * (e if teacher is None else teacher)).sum(axis=1),
+            "teacher_distance": _distance(e, e if teacher is None else teacher),
             "sharp_ratio": sharpness(pixels)
             / np.array([t.sharpness if t else np.nan for t in truths]),
         }
@@ -147,6 +147,11 @@ class Yardstick:
             return float("nan")
         ours = np.mean([mean_pair_distance(rows) for _, rows in known])
         return float(ours / np.mean([self._true[p].diversity for p, _ in known]))
+
+
+def _distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """1 − cosine of unit rows, ``[n]``; float32 rounding does not make it negative."""
+    return np.asarray(np.maximum(1 - (first * second).sum(axis=1), 0))
 
 
 def cell_means(metrics: dict[str, np.ndarray]) -> dict[str, Any]:

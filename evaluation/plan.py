@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
+from lcm_arith.combination import NONE
 from lcm_arith.embedded import pictures
-from lcm_arith.errors import NotFoundError, UsageError
+from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
 from lcm_arith.families import Family
 from lcm_arith.sampling import nfe
 
-ROLES: Final = ("base", "teacher", "control", "cell")
 ONE, ZERO = Decimal(1), Decimal(0)
 
 
@@ -23,7 +24,7 @@ class Row:
     """One way of making pictures; a row of the CSV.
 
     Args:
-        role: One of :data:`ROLES`.
+        role: base, teacher, control or cell.
         l1: λ1, weight of the style vector.
         l2: λ2, weight of the acceleration vector.
         sampler: A name of ``lcm_arith.sampling.SAMPLERS``.
@@ -37,6 +38,11 @@ class Row:
     sampler: str
     steps: int
     guidance: float
+
+    @property
+    def pixels_key(self) -> tuple[Decimal, Decimal, str, int, float]:
+        """All of it that changes pixels; the role does not."""
+        return (self.l1, self.l2, self.sampler, self.steps, self.guidance)
 
     @property
     def nfe(self) -> int:
@@ -61,7 +67,8 @@ class Grid:
 
     Args:
         style, accel: Shipped names or paths, or ``"none"``.
-        target_sets: Picture sets whose drawings count as true.
+        target_sets: Picture sets whose drawings count as true: the style's, or every base set
+            without a style vector; none for a style whose pictures are not shipped.
         style_set: The set that the probe must name; None leaves ``style_accuracy`` empty.
         prompts: Captions.
         seeds: Seeds per caption.
@@ -85,7 +92,7 @@ class Grid:
     def rows(self) -> tuple[Row, ...]:
         """Every row whose pictures are needed, each once."""
         candidates = [row for rows in self.controls.values() for row in rows]
-        return (self.base, self.teacher, *candidates, *self.cells)
+        return tuple(dict.fromkeys((self.base, self.teacher, *candidates, *self.cells)))
 
     @property
     def items(self) -> tuple[tuple[str, int], ...]:
@@ -106,7 +113,6 @@ def control_candidates(passes: int, guidance: float) -> tuple[Row, ...]:
         Row("control", ONE, ZERO, sampler, steps, scale)
         for steps, scale in ways
         for sampler in ("lcm", "dpm++")
-        if sampler != "lcm" or steps <= MOST_LCM_STEPS
     )
 
 
@@ -136,13 +142,13 @@ def make_grid(
         raise UsageError("a grid needs at least one λ1, λ2, step count, prompt and seed")
     if max(steps) > MOST_LCM_STEPS:
         raise UsageError(f"steps {max(steps)}: the LCM sampler takes at most {MOST_LCM_STEPS}")
-    weights1 = l1 if style != "none" else (ZERO,)
-    weights2 = l2 if accel != "none" else (ZERO,)
+    weights1 = l1 if style != NONE else (ZERO,)
+    weights2 = l2 if accel != NONE else (ZERO,)
     cells = tuple(
         Row("cell", a, b, "lcm", n, 1.0) for a in weights1 for b in weights2 for n in steps
     )
     base = Row("base", ZERO, ZERO, "dpm++", family.teacher_steps, family.guidance)
-    own = ONE if style != "none" else ZERO
+    own = ONE if style != NONE else ZERO
     teacher = Row("teacher", own, ZERO, "dpm++", family.teacher_steps, family.guidance)
     controls = {
         passes: tuple(
@@ -151,7 +157,10 @@ def make_grid(
         )
         for passes in sorted({cell.nfe for cell in cells}, reverse=True)
     }
-    targets = (style_set,) if style_set else pictures.BASE_SETS
+    if style == NONE:
+        targets: tuple[str, ...] = pictures.BASE_SETS
+    else:
+        targets = (style_set,) if style_set else ()
     return Grid(
         style, accel, targets, style_set, tuple(prompts), tuple(range(seeds)),
         cells, base, teacher, controls,
@@ -167,7 +176,7 @@ def choose_prompts(which: str, part: str) -> tuple[str, ...]:
     """
     if part not in ("A", "B", "all"):
         raise UsageError(f"part {part!r}: A, B or all")
-    if which.lstrip("-").isdigit():
+    if re.fullmatch(r"[-+]?[0-9]+", which):
         count = int(which)
         if count < 1:
             raise UsageError(f"prompts {count}: at least 1")
@@ -176,15 +185,23 @@ def choose_prompts(which: str, part: str) -> tuple[str, ...]:
     path = Path(which)
     if not path.is_file():
         raise NotFoundError(f"{which}: neither a number nor a file of prompts, one a line")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidContentError(f"{which}: not a text in UTF-8 ({error})") from error
+    lines = [line.strip() for line in text.splitlines()]
     prompts = tuple(dict.fromkeys(line for line in lines if line))
     if not prompts:
         raise UsageError(f"{which}: holds no prompt", hint="one prompt a line")
     if part != "all":
         known = pictures.by_caption()
-        prompts = tuple(p for p in prompts if p in known and known[p].part == part)
-        if not prompts:
-            raise UsageError(f"{which}: none of its prompts is a caption of part {part}")
+        others = [p for p in prompts if p not in known or known[p].part != part]
+        if others:
+            raise UsageError(
+                f"{which}: {len(others)} prompts are no captions of part {part}, "
+                f"{others[0]!r} for one",
+                hint="leave --part out to take the file as it is",
+            )
     return prompts
 
 

@@ -9,15 +9,19 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
-from lcm_arith.evaluation.grid import Result
+from lcm_arith.errors import UsageError
+from lcm_arith.evaluation.grid import Result, best_row
 from lcm_arith.evaluation.metrics import PICTURE_METRICS
 from lcm_arith.evaluation.plan import Row
 from lcm_arith.evaluation.sheets import contact_sheet
 from lcm_arith.formats.container import write_bytes
 
 BETTER_HIGH: Final = {"prompt_score", "retrieval_top1", "style_accuracy"}
+BEST_AT_ONE: Final = {"sharp_ratio", "diversity"}
 _SHEET_COLUMNS: Final = 10
+_FOLDERS: Final = ("images", "chunks")
 
 
 def write_report(result: Result, folder: Path, csv: Path) -> list[Path]:
@@ -35,6 +39,13 @@ def write_report(result: Result, folder: Path, csv: Path) -> list[Path]:
         else:
             path.unlink(missing_ok=True)
     return [csv, images, sheet, *heatmaps]
+
+
+def check_csv_name(csv: Path, folder: Path) -> None:
+    """Raises UsageError where the CSV would take the place of another file of the report."""
+    inside = csv.resolve().parent == folder.resolve()
+    if inside and (csv.name == "images.csv" or csv.suffix == ".png" or csv.name in _FOLDERS):
+        raise UsageError(f"--csv {csv}: the report puts another file there", hint="choose another")
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
@@ -70,7 +81,7 @@ def heatmap(result: Result, metric: str) -> bytes:
     l1, l2 = sorted({r.l1 for r in cells}), sorted({r.l2 for r in cells})
     steps = sorted({r.steps for r in cells})
     values = dict(zip(result.rows, result.cells[metric].astype(float), strict=True))
-    scale = [values[row] for row in cells]
+    colours, low, high = _scale(metric, [values[row] for row in cells])
     figure = Figure(figsize=(1.2 + len(steps) * (1.2 + 0.75 * len(l2)), 2.2 + 0.5 * len(l1)))
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(steps), squeeze=False)[0]
@@ -79,9 +90,9 @@ def heatmap(result: Result, metric: str) -> bytes:
         table = np.array([[of[a, b] for b in l2] for a in l1])
         image = axis.imshow(
             table,
-            cmap="viridis" if metric in BETTER_HIGH else "viridis_r",
-            vmin=min(scale),
-            vmax=max(scale),
+            cmap=colours,
+            vmin=low,
+            vmax=high,
             aspect="auto",
         )
         axis.set_xticks(range(len(l2)), [str(b) for b in l2])
@@ -92,7 +103,8 @@ def heatmap(result: Result, metric: str) -> bytes:
         axis.set_title(f"{count} steps\ncontrol {values[control]:.3f}", fontsize=9)
         for (i, j), value in np.ndenumerate(table):
             level = image.norm(value)
-            dark = level > 0.5 if metric not in BETTER_HIGH else level < 0.5
+            red, green, blue, _ = image.cmap(level)
+            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
             axis.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=8,
                       color="white" if dark else "black")  # fmt: skip
     grid = result.grid
@@ -107,33 +119,73 @@ def heatmap(result: Result, metric: str) -> bytes:
     return buffer.getvalue()
 
 
+def _scale(metric: str, values: list[float]) -> tuple[str, float, float]:
+    """Colour map and its ends: bright is better; around 1 where 1 is best."""
+    if metric in BEST_AT_ONE:
+        reach = max(abs(value - 1) for value in values)
+        return "PuOr", 1 - reach, 1 + reach
+    return "viridis" if metric in BETTER_HIGH else "viridis_r", min(values), max(values)
+
+
 def ceilings_line(result: Result) -> str:
-    """What the judge says of true pictures passed through the VAE: the best a figure can be."""
+    """What the judge says of true pictures: the best a figure can be; empty without truth."""
+    if not result.grid.target_sets:
+        return ""
     known, stored = pictures.by_caption(), files.ceilings()
     parts = sorted({known[p].part for p in result.grid.prompts if p in known})
     lines = []
     for part in parts:
-        of = [stored[part][name]["vae"] for name in result.grid.target_sets]
-        names = [name for name in of[0] if name != "style_accuracy" or result.grid.style_set]
-        means = {name: sum(entry[name] for entry in of) / len(of) for name in names}
+        target = stored[part][result.grid.style_set or "base"]
+        names = [
+            name for name in target["vae"] if name != "style_accuracy" or result.grid.style_set
+        ]
+        values = (
+            f"{name} {target['real'][name]:.3f} / {target['vae'][name]:.3f}" for name in names
+        )
         lines.append(
-            f"ceilings on part {part} (true pictures through the VAE): "
-            + ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+            f"ceilings on part {part}, true pictures as drawn / through the VAE: "
+            + ", ".join(values)
         )
     return "\n".join(lines)
+
+
+def notes(result: Result) -> list[str]:
+    """What the tables leave out, in words."""
+    grid, found = result.grid, []
+    if grid.style == NONE:
+        found.append("without a style vector λ1 has nothing to weigh: every cell has l1 = 0")
+    if grid.accel == NONE:
+        found.append(
+            "without an acceleration vector λ2 has nothing to weigh: every cell has l2 = 0"
+        )
+    if not grid.target_sets:
+        found.append(
+            f"{grid.style} names no shipped picture set: no picture is true of its style, "
+            "so pair_distance, sharp_ratio, diversity and style_accuracy are empty"
+        )
+    elif result.unknown_prompts:
+        found.append(f"no true pictures of {', '.join(map(repr, result.unknown_prompts))}")
+    if result.cut_prompts:
+        found.append(f"too long, their ends are not read: {', '.join(result.cut_prompts)}")
+    return found
 
 
 def verdict(result: Result, row: Row) -> str:
     """One sentence: this cell against the best control of equal NFE."""
     gap = result.against_control(row)
+    where = f"At {row.nfe} UNet passes, λ1={row.l1} and λ2={row.l2}"
+    if np.isnan(gap.mean):
+        return f"{where}: there are no true pictures of these prompts in this style to compare with"
     cell, control = (
-        result.metric(r, "pair_distance").mean() for r in (row, result.control(row.nfe))
+        float(np.nanmean(result.metric(r, "pair_distance"))) for r in (row, result.control(row.nfe))
     )
     word = "closer to" if gap.mean < 0 else "farther from"
     sure = "" if gap.off_zero else " (the interval holds zero: not decided)"
+    if np.isnan(gap.low):
+        sure = " (too few prompts for an interval)"
     return (
-        f"At {row.nfe} UNet passes, λ1={row.l1} and λ2={row.l2} are {word} the true "
-        f"pictures than the best control without acceleration: distance {cell:.3f} against "
+        f"{where} are {word} the true pictures than the best control without acceleration: "
+        f"distance {cell:.3f} against "
         f"{control:.3f}, difference {gap}{sure}"
     )
 
@@ -141,7 +193,4 @@ def verdict(result: Result, row: Row) -> str:
 def best_cell(result: Result) -> Row:
     """The cell with the smallest mean pair_distance; the largest prompt_score without truth."""
     cells = [row for row in result.rows if row.role == "cell"]
-    distance = {row: result.metric(row, "pair_distance").mean() for row in cells}
-    if np.isfinite(list(distance.values())).all():
-        return min(cells, key=distance.__getitem__)
-    return max(cells, key=lambda row: float(result.metric(row, "prompt_score").mean()))
+    return best_row(cells, {row: result.metrics[row] for row in cells})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from lcm_arith.embedded import files
-from lcm_arith.errors import InvalidContentError, NotFoundError, VerificationError
+from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError, VerificationError
 from lcm_arith.formats import container, diffusers
 from lcm_arith.vector import Source, TaskVector
 
@@ -48,7 +48,7 @@ def load(name: str | Path) -> TaskVector:
     path = locate(name)
     tensors, metadata = container.read_safetensors(path)
     deltas = diffusers.parse(tensors, metadata, str(path))
-    origin = {"name": str(name) if str(name) in files.vector_names() else path.name}
+    origin = {"name": str(name)} if str(name) in files.vector_names() else {}
     origin["sha256"] = files.sha256(path)
     return TaskVector(((1.0, Source(deltas, origin, metadata)),))
 
@@ -60,8 +60,8 @@ def facts(tau: TaskVector) -> dict[str, Any]:
     text = tau.terms[0][1].metadata.get(OWN_METADATA, "{}")
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidContentError(f"metadata {OWN_METADATA!r} is not JSON ({error})") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InvalidContentError(f"header {OWN_METADATA!r} is not JSON ({error})") from error
     return found if isinstance(found, dict) else {}
 
 
@@ -76,6 +76,18 @@ def provenance(tau: TaskVector) -> dict[str, Any]:
     return {"terms": terms}
 
 
+def check_output(path: Path, *, force: bool) -> None:
+    """Raises where an adapter could not be put; call it before long work.
+
+    Raises:
+        UsageError: If the name does not end in ``.safetensors``: diffusers would read a pickle.
+        OutputExistsError, NotFoundError: As :func:`container.refuse_existing`.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: is no name of an adapter", hint="end it in .safetensors")
+    container.refuse_existing(path, force=force)
+
+
 def save(
     tau: TaskVector,
     path: str | Path,
@@ -83,6 +95,7 @@ def save(
     dtype: torch.dtype = torch.float32,
     about: Mapping[str, Any] | None = None,
     force: bool = False,
+    prove: Callable[[Path], None] | None = None,
 ) -> str:
     """Writes ``tau`` as one diffusers/PEFT file, alpha = rank in every module; returns its sha256.
 
@@ -92,13 +105,15 @@ def save(
         dtype: float32, float16 or bfloat16; non-finite results of the rounding are refused.
         about: Facts to keep in the header beside the provenance, JSON-ready.
         force: Replace an existing file.
+        prove: Called with the file before it gets its name; what it raises keeps the old file.
 
     Raises:
+        UsageError: If ``path`` does not end in ``.safetensors``.
         InvalidContentError: If nothing is left to write (every weight is 0) or a factor overflows.
         OutputExistsError, StorageError, VerificationError: As :func:`container.write_bytes`.
     """
     path = Path(path)
-    container.refuse_existing(path, force=force)
+    check_output(path, force=force)
     if not tau:
         raise InvalidContentError(
             f"{path}: the vector is empty, there is nothing to write",
@@ -113,9 +128,13 @@ def save(
             hint="write float32 or use smaller weights",
         )
     metadata[OWN_METADATA] = json.dumps({**provenance(tau), **(about or {})}, sort_keys=True)
-    digest = container.write_safetensors(path, tensors, metadata, force=force)
-    read_back, _ = container.read_safetensors(path)
-    if any(not torch.equal(read_back[name], tensor) for name, tensor in tensors.items()):
-        path.unlink()
-        raise VerificationError(f"{path}: the file read back other numbers than were written")
-    return digest
+
+    def check(part: Path) -> None:
+        read_back, _ = container.read_safetensors(part)
+        if any(not torch.equal(read_back[name], tensor) for name, tensor in tensors.items()):
+            raise VerificationError(f"{path}: the file read back other numbers than were written")
+        if prove is not None:
+            prove(part)
+
+    data = container.serialize(tensors, metadata)
+    return container.write_bytes(path, data, force=force, check=check)

@@ -90,6 +90,10 @@ def folder_pictures(folder: Path, size: int) -> Captioned:
             caption = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
             pixels.append(_read_picture(path, size))
             captions.append(caption)
+            if not caption:
+                problems.append(
+                    f"{path.name}: its caption {path.with_suffix('.txt').name} is empty"
+                )
         except FileNotFoundError:
             problems.append(f"{path.name}: lacks its caption {path.with_suffix('.txt').name}")
         except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:

@@ -31,6 +31,7 @@ class LowRankDelta:
     def __post_init__(self) -> None:
         if (
             self.down.ndim not in (2, 4)
+            or 0 in (*self.down.shape, *self.up.shape)
             or self.up.ndim != self.down.ndim
             or self.up.shape[1] != self.down.shape[0]
             or (self.up.ndim == 4 and tuple(self.up.shape[2:]) != (1, 1))
@@ -73,6 +74,8 @@ def concatenate(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
     Raises:
         IncompatibleError: If the deltas are updates of differently shaped weights.
     """
+    if len(deltas) == 1 and deltas[0].scale == 1 and deltas[0].up.dtype == torch.float32:
+        return deltas[0]
     shapes = {tuple(delta.shape) for delta in deltas}
     if len(shapes) != 1:
         raise IncompatibleError(

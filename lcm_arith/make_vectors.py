@@ -9,13 +9,12 @@ from typing import Any, Final
 
 import torch
 
-from lcm_arith.adapters import save
+from lcm_arith.adapters import check_output, save
 from lcm_arith.dataset import Captioned, TrainingSet, embedded_pictures, encode, folder_pictures
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import NotFoundError
 from lcm_arith.families import Training, embedded
 from lcm_arith.finetune import finetune
-from lcm_arith.formats.container import refuse_existing
 from lcm_arith.lcd.guidance import check_omega
 from lcm_arith.lcd.trainer import distill
 from lcm_arith.proof import prove_loads
@@ -116,11 +115,12 @@ def _make(
     about: dict[str, Any],
     on_stage: OnStage,
 ) -> dict[str, Any]:
-    refuse_existing(request.out, force=request.force)
+    check_output(request.out, force=request.force)
     shown = _pictures(request, sets, variants)
     pipeline = load_pipeline(embedded().base)
     data = encode(pipeline, shown, on_chunk=lambda done, of: on_stage("encode", done, of, ""))
     cut = len(too_long(pipeline.tokenizer, shown.captions))
+    pipeline.vae = pipeline.text_encoder = None  # everything is encoded; make room for training
     losses: list[float] = []
 
     def on_step(step: int, loss: float) -> None:
@@ -130,13 +130,19 @@ def _make(
 
     tau = train(pipeline, data, on_step)
     about = {**about, "data": shown.origin, "seed": request.seed, "plan": asdict(plan)}
-    digest = save(tau, request.out, dtype=request.dtype, about=about, force=request.force)
-    modules = prove_loads(request.out, embedded().base)
+    digest = save(
+        tau,
+        request.out,
+        dtype=request.dtype,
+        about=about,
+        force=request.force,
+        prove=lambda part: prove_loads(part, embedded().base),
+    )
     tail = losses[-max(1, len(losses) // 10) :]
     return {
         "path": str(request.out),
         "sha256": digest,
-        "modules": modules,
+        "modules": len(tau),
         "pictures": len(shown.captions),
         "cut_captions": cut,
         "final_loss": sum(tail) / len(tail),

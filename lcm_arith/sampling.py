@@ -1,14 +1,14 @@
 """Text to image: few or many steps, any sampler, batches that know their own noise.
 
 The loop is diffusers' (``StableDiffusionPipeline.__call__`` gives the same picture from the same
-seed), with prompts encoded once and every picture's noise drawn from its own CPU generator, so a
-picture depends on neither device nor batch.
+seed), with prompts encoded once and every picture's noise drawn from its own CPU generator, so the
+noise depends on neither device nor batch (the last bits of the network's sums do).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -100,6 +100,7 @@ def sample(
     sampler: str,
     steps: int,
     guidance: float,
+    on_step: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """One picture per row of ``embeds``.
 
@@ -111,6 +112,7 @@ def sample(
         sampler: A name of :data:`SAMPLERS`.
         steps: Sampling steps, 1 to 1000 (LCM: at most 50).
         guidance: diffusers' guidance scale s = 1 + ω; s ≤ 1 is no guidance.
+        on_step: Called after each step.
 
     Returns:
         uint8 ``[B, H, W, 3]``.
@@ -137,6 +139,8 @@ def sample(
             out = out_uncond + guidance * (out_cond - out_uncond)
         result = scheduler.step(out, t, z, return_dict=True, **extra)
         z = result.prev_sample
+        if on_step:
+            on_step()
     return decode(pipeline, z)
 
 

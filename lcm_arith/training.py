@@ -14,7 +14,6 @@ from lcm_arith.errors import DivergedError
 from lcm_arith.families import Training
 from lcm_arith.vector import Source, TaskVector
 
-MAX_GRAD_NORM: Final = 1.0
 _MOST_NONFINITE: Final = 5
 _ADAPTER: Final = "default"
 
@@ -81,13 +80,13 @@ def learning_rate_factor(step: int, steps: int) -> float:
 def fit(unet: Any, loss_of: Callable[[int], Tensor], plan: Training, on_step: OnStep) -> int:
     """Minimises ``loss_of(step)`` over the trainable parameters of ``unet``.
 
-    AdamW without weight decay, gradient norm clipped at 1. A step whose loss or gradient is not
+    AdamW without weight decay, gradient norm clipped. A step whose loss or gradient is not
     finite is skipped.
 
     Args:
         unet: Model that carries the adapter.
         loss_of: Step → scalar loss.
-        plan: Steps and learning rate.
+        plan: Steps, learning rate and the norm to clip at.
         on_step: Told about every step.
 
     Returns:
@@ -105,7 +104,7 @@ def fit(unet: Any, loss_of: Callable[[int], Tensor], plan: Training, on_step: On
             group["lr"] = plan.learning_rate * learning_rate_factor(step, plan.steps)
         loss = loss_of(step)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+        norm = nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
         if loss.isfinite() and norm.isfinite():
             optimizer.step()
             in_a_row = 0

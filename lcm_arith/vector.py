@@ -2,8 +2,7 @@
 
 Arithmetic is symbolic: ``0.8 * style + 1.0 * accel`` holds two weights and two references. A
 target module's factors are concatenated when that module is asked for, so scaling, adding and
-subtracting cost nothing, equal terms are collected (τ − τ is empty, not noise), and nothing is
-computed twice.
+subtracting cost nothing, and equal terms are collected (τ − τ is empty, not noise).
 """
 
 from __future__ import annotations
@@ -96,6 +95,10 @@ class TaskVector(Mapping[str, LowRankDelta]):
                 hint="the adapters were made for different base models",
             )
         return shapes.pop()
+
+    def rank_of(self, module: str) -> int:
+        """Rank of a module's factors, without adding anything up."""
+        return sum(s.deltas[module].rank for _, s in self.terms if module in s.deltas)
 
     def __getitem__(self, module: str) -> LowRankDelta:
         own = [weight * s.deltas[module] for weight, s in self.terms if module in s.deltas]

@@ -104,7 +104,8 @@ def test_grid_eval_without_a_style_has_base_as_teacher(tmp_cwd: Path) -> None:
     run("grid-eval", "none", "lcm", *FAST)
     table = pd.read_csv("grid/cells.csv").set_index("role")
     assert table.style_accuracy.isna().all()
-    assert table.loc["teacher", "pair_distance"] == table.loc["base", "pair_distance"]
+    distance = table.pair_distance.to_dict()
+    assert distance["teacher"] == distance["base"]
     assert (table.l1 == 0).all()
 
 
@@ -151,6 +152,10 @@ def bad_files(folder: Path) -> None:
         (2, "distill --steps 0"),
         (2, "finetune --rank 0"),
         (2, "finetune --data empty --embedded-style noto"),
+        (2, "finetune -o mine"),
+        (2, "combine -o mine.bin"),
+        (2, "grid-eval --l1 1e999999"),
+        (2, "grid-eval --out g --csv g/images.csv"),
         (3, "combine notto"),
         (3, "combine nowhere/x.safetensors"),
         (3, "combine -o exists.safetensors"),
@@ -184,6 +189,23 @@ def test_bad_input_has_its_exit_code_and_writes_nothing(
     assert found == code, message
     assert message.strip()
     assert {p: p.read_bytes() if p.is_file() else b"" for p in tmp_cwd.rglob("*")} == before
+
+
+def test_names_with_brackets_and_empty_names_are_taken_as_they_are(tmp_cwd: Path) -> None:
+    run("combine", "-o", "my[v2].safetensors")
+    out = run("combine", "my[v2].safetensors", "none", "-o", "o[bold].safetensors").output
+    assert "my[v2].safetensors" in out
+    assert "wrote o[bold].safetensors" in out
+    assert fails("combine", "", "lcm")[0] == 3
+
+
+def test_choices_on_the_command_line_are_the_librarys_tables() -> None:
+    from lcm_arith.adapters import DTYPES
+    from lcm_arith.cli.options import DtypeName, SamplerName
+    from lcm_arith.sampling import SAMPLERS
+
+    assert [name.value for name in SamplerName] == list(SAMPLERS)
+    assert [name.value for name in DtypeName] == list(DTYPES)
 
 
 def test_an_empty_prompt_is_refused(tmp_cwd: Path) -> None:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_every_shipped_file_is_in_the_manifest_with_its_sha256() -> None:
 
 
 def test_verify_names_missing_changed_and_unlisted_files(
-    tmp_path: files.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "ROOT", tmp_path)
     for name in ("kept.txt", "changed.txt", "missing.txt", "code.py"):

@@ -1,5 +1,7 @@
 """The grid: lists, plan, metrics, statistics, resume."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from support import random_vector
 
 from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
-from lcm_arith.errors import IncompatibleError, NotFoundError, UsageError
+from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundError, UsageError
+from lcm_arith.evaluation.engine import Engine
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, load_vectors, run_grid
 from lcm_arith.evaluation.lists import parse_counts, parse_decimals
 from lcm_arith.evaluation.metrics import Yardstick, mean_pair_distance
@@ -19,6 +23,7 @@ from lcm_arith.evaluation.report import csv_bytes, write_report
 from lcm_arith.evaluation.sheets import font
 from lcm_arith.evaluation.stats import paired
 from lcm_arith.families import embedded
+from lcm_arith.vector import TaskVector
 
 
 def quiet(*_: object) -> None:
@@ -36,7 +41,7 @@ def quiet(*_: object) -> None:
         ("0:1:0.1", [str(Decimal(n) / 10) for n in range(11)]),
         ("1:0:-0.5", ["1", "0.5", "0"]),
         ("-0.5,0.5", ["-0.5", "0.5"]),
-        ("1,1.0,0.10e1", ["1"]),
+        ("1,1.0,+01.00", ["1"]),
         ("0.4,0:1:0.5", ["0.4", "0", "0.5", "1"]),
         ("10,20", ["10", "20"]),
     ],
@@ -46,7 +51,21 @@ def test_lists_are_exact_decimals(text: str, values: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "0:1:0", "0:1:-0.1", "0:1", "1,,2", "nan", "inf", "0:1e9:1e-9", "0:1:0.1:2"]
+    "text",
+    [
+        "",
+        "a",
+        "0:1:0",
+        "0:1:-0.1",
+        "0:1",
+        "1,,2",
+        "nan",
+        "inf",
+        "0:1:1e-5000",
+        "1e999999",
+        "0:999999:0.000001",
+        "0:1:0.1:2",
+    ],
 )
 def test_impossible_lists_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--l1"):
@@ -108,9 +127,20 @@ def test_prompts_are_the_first_captions_of_a_fixed_order_or_a_file(tmp_path: Pat
     listed = tmp_path / "prompts.txt"
     listed.write_text("fox\n\n  cactus \nfox\n")
     assert choose_prompts(str(listed), "all") == ("fox", "cactus")
-    for text, error in (("0", UsageError), ("-3", UsageError), ("nowhere.txt", NotFoundError)):
+    for text, error in (
+        ("0", UsageError),
+        ("-3", UsageError),
+        ("--5", NotFoundError),
+        ("²", NotFoundError),
+        ("nowhere.txt", NotFoundError),
+    ):
         with pytest.raises(error):
             choose_prompts(text, "all")
+    with pytest.raises(UsageError, match="no captions of part B"):
+        choose_prompts(str(listed), "B")
+    listed.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidContentError, match="UTF-8"):
+        choose_prompts(str(listed), "all")
     listed.write_text("\n")
     with pytest.raises(UsageError, match="no prompt"):
         choose_prompts(str(listed), "all")
@@ -258,7 +288,6 @@ def test_the_control_is_the_best_candidate(finished: tuple[Path, Result]) -> Non
     folder, result = finished
     grid = result.grid
     *vectors, _ = load_vectors(grid.style, grid.accel)
-    from lcm_arith.evaluation.engine import Engine
     from lcm_arith.evaluation.grid import _base_digest
 
     def never() -> Any:
@@ -282,7 +311,7 @@ def test_work_is_done_once(finished: tuple[Path, Result]) -> None:
     grid, counters = result.grid, result.counters
     assert counters.text_encodes == len(grid.prompts) + 1  # and ∅
     assert counters.weight_rebuilds == 4  # (0, 0), (1, 0), (0.8, 1), (1, 1)
-    assert counters.unet_rows == sum(row.nfe for row in set(grid.rows)) * len(grid.items)
+    assert counters.unet_rows == sum(row.nfe for row in grid.rows) * len(grid.items)
 
 
 def test_a_cut_grid_resumes_and_ends_with_the_same_tables(
@@ -335,9 +364,53 @@ def test_every_metric_has_a_heatmap_and_the_sheet_prints_lambda(
         assert bytes(font(24).getmask(glyph)) != missing
 
 
-def test_a_vector_of_another_architecture_stops_the_grid_before_any_work(tmp_path: Path) -> None:
-    from support import random_vector
+def engine_of(style: TaskVector, accel: TaskVector, folder: Path) -> Engine:
+    def never() -> Any:
+        raise AssertionError("nothing is drawn here")
 
+    return Engine(folder, never, "base", style, accel)
+
+
+def test_pictures_of_other_weights_or_vectors_are_other_pictures(tmp_path: Path) -> None:
+    grid = small_grid()
+    row, item = grid.cells[0], grid.items[0]
+    a, b = random_vector(4, 1.0, seed=1), random_vector(4, 1.0, seed=2)
+    paths = {
+        engine_of(style, accel, tmp_path).picture_path(row, item)
+        for style, accel in ((a, b), (0.5 * a, b), (b, a), (a, a), (a + b, b))
+    }
+    assert len(paths) == 5
+    assert engine_of(a, b, tmp_path).picture_path(row, item) in paths
+
+
+def test_a_style_that_ships_no_pictures_is_not_measured_against_others() -> None:
+    grid = small_grid(style_set=None)
+    assert grid.target_sets == ()
+    mine = Yardstick(load_judge(), load_probe(), grid.target_sets, None, grid.prompts)
+    got, _ = mine.picture_metrics(np.zeros((1, 64, 64, 3), np.uint8), ["fox"])
+    assert np.isnan(got["pair_distance"]).all()
+    assert np.isfinite(got["prompt_score"]).all()
+
+
+def test_a_text_encoder_that_follows_the_weights_is_asked_again(
+    tmp_path: Path, fresh_pipeline: Callable[[], Any]
+) -> None:
+    """Prompt embeddings belong to the weights that made them, in a fresh run and a resumed one."""
+    module = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    style = 30 * random_vector(4, 4.0, seed=1, modules={module: (128, 128)})
+    grid = small_grid(prompts=("fox",), seeds=1, steps=(1,))
+    pipeline = fresh_pipeline()
+    whole = Engine(tmp_path / "a", lambda: pipeline, "base", style, TaskVector())
+    whole.render(grid, quiet)
+    for row in grid.cells:
+        alone = Engine(tmp_path / f"b{row.l1}", lambda: pipeline, "base", style, TaskVector())
+        alone.render(replace(grid, cells=(row,), controls={}, base=row, teacher=row), quiet)
+        assert (alone.pixels(row, grid) == whole.pixels(row, grid)).all()
+    first, second = (whole.pixels(row, grid).astype(int) for row in grid.cells[:2])
+    assert np.abs(first - second).max() > 2
+
+
+def test_a_vector_of_another_architecture_stops_the_grid_before_any_work(tmp_path: Path) -> None:
     grid = small_grid()
     alien = random_vector(4, 4.0, 1, {"unet.conv_in": (320, 4, 3, 3)})
     with pytest.raises(IncompatibleError):

@@ -230,6 +230,69 @@ def test_vectors_of_two_architectures_do_not_combine(tmp_path: Path) -> None:
     assert caught.value.exit_code == 6
 
 
+MODULE = "unet.down_blocks.0.resnets.0.conv1"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"unet.alpha_pattern": ["conv1"]}',
+        '{"unet.alpha_pattern": {"(": 1}}',
+        '{"unet.alpha_pattern": {"(a+)+b": 1}}',
+        '{"unet.alpha_pattern": {"conv1": "x"}}',
+        '{"unet.lora_alpha": null}',
+        '{"unet.lora_alpha": [1]}',
+        '{"unet.lora_alpha": NaN}',
+        '{"unet.lora_alpha": true}',
+        "[" * 100_000,
+        "[]",
+        "{",
+    ],
+)
+def test_a_hostile_header_is_refused(tmp_path: Path, config: str) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors, _ = diffusers.spell(random_vector(4, 1.0, seed=1))
+    save_file(tensors, path, metadata={"lora_adapter_metadata": config})
+    with pytest.raises(InvalidContentError, match=r"x\.safetensors"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {f"{MODULE}.alpha": torch.ones(2)},
+        {
+            f"{MODULE}.lora_A.weight": torch.zeros(0, 128, 3, 3),
+            f"{MODULE}.lora_B.weight": torch.zeros(128, 0, 1, 1),
+        },
+        {f"{MODULE}.lora_A.weight": torch.ones(4, 128, 3, 3, dtype=torch.int32)},
+        {f"{MODULE}.lora_A.weight": torch.ones(4, 128, 3, 3, dtype=torch.bool)},
+        {f"{MODULE}.lora_A.weight": torch.ones(4, 128, 3, 3).to(torch.float8_e4m3fn)},
+    ],
+    ids=["two alphas", "rank 0", "int", "bool", "float8"],
+)
+def test_hostile_tensors_are_refused(tmp_path: Path, wrong: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors, metadata = diffusers.spell(random_vector(4, 1.0, seed=1))
+    save_file({**tensors, **wrong}, path, metadata=metadata)
+    with pytest.raises(InvalidContentError, match="conv1"):
+        load(path)
+
+
+def test_shipped_vectors_were_trained_in_full() -> None:
+    from lcm_arith.embedded import files
+
+    assert files.vector_names() == (
+        "fluent-emoji", "fluent-emoji-high-contrast", "lcm", "noto", "twemoji",
+    )  # fmt: skip
+    for name in files.vector_names():
+        told = facts(load(name))
+        assert told["plan"]["steps"] >= 400
+        assert told["data"]["part"] == "A"
+        assert told["kind"] == ("acceleration" if name == "lcm" else "style")
+        assert told.get("style") == (None if name == "lcm" else name)
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real adapters are not beside this checkout")
 @pytest.mark.parametrize("name", ["analog_svd_rank4", "catundchat_sd15"])
 def test_a_dialect_that_is_not_read_yet_is_refused_not_guessed(name: str) -> None:

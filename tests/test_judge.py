@@ -1,4 +1,5 @@
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,14 +23,15 @@ def fresh(name: str) -> pictures.Pixels:
     return np.concatenate([pictures.variants(name, concept, 2, seed=5) for concept in SAMPLE])
 
 
-@pytest.mark.parametrize("name", pictures.SETS)
-def test_real_pictures_rank_their_own_caption_first(judge: Judge, name: str) -> None:
+def test_real_pictures_rank_their_own_caption_first(judge: Judge) -> None:
     own = [CAPTIONS.index(concept.caption) for concept in SAMPLE for _ in range(2)]
-    rows = judge.embed_pictures(fresh(name))
-    first = probe.own_caption_first(rows, judge.embed_captions(CAPTIONS), own)
-    # 48 pictures: 0.9 leaves five misses where about two are usual. Black lines on dark slate
-    # are the judge's weak spot (0.6 to 0.7), hence the lower bar for line art.
-    assert first.mean() >= (0.85 if name == "fluent-emoji-high-contrast" else 0.9)
+    captions = judge.embed_captions(CAPTIONS)
+    shares = {
+        name: probe.own_caption_first(judge.embed_pictures(fresh(name)), captions, own).mean()
+        for name in pictures.SETS
+    }
+    assert np.mean(list(shares.values())) >= 0.9  # usual: 0.95
+    assert min(shares.values()) >= 0.8, shares  # 48 pictures a set: 0.03 is the standard error
 
 
 def test_embeddings_are_unit_rows_in_float32(judge: Judge) -> None:
@@ -71,7 +73,7 @@ def test_larger_pictures_are_brought_to_64_px_by_the_area_mean(judge: Judge) -> 
 
 def test_pictures_of_another_kind_are_refused(judge: Judge) -> None:
     with pytest.raises(ValueError, match=r"float32 \[2, 64, 64, 3\]"):
-        judge.embed_pictures(np.zeros((2, 64, 64, 3), np.float32))  # type: ignore[arg-type]
+        judge.embed_pictures(np.zeros((2, 64, 64, 3), np.float32))
     with pytest.raises(ValueError, match=r"\[64, 64, 3\]"):
         judge.embed_pictures(np.zeros((64, 64, 3), np.uint8))
 
@@ -134,7 +136,7 @@ def test_fit_probe_is_deterministic() -> None:
     assert np.array_equal(first.coefficients, second.coefficients)
 
 
-def test_a_saved_probe_loads_the_same(tmp_path: files.Path) -> None:
+def test_a_saved_probe_loads_the_same(tmp_path: Path) -> None:
     rows, labels = toy()
     made = probe.fit_probe(rows, labels, ("one", "two", "three"))
     probe.save_probe(made, tmp_path / "probe.safetensors")

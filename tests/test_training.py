@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support import random_vector
 
 from lcm_arith.adapters import load, save
@@ -183,7 +184,12 @@ def test_latents_decode_to_the_pictures(pipeline: Any) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [("empty", "no picture"), ("caption", "lacks its caption"), ("cut", "cannot be read")],
+    [
+        ("empty", "no picture"),
+        ("caption", "lacks its caption"),
+        ("blank", "is empty"),
+        ("cut", "cannot be read"),
+    ],
 )
 def test_a_data_folder_that_cannot_be_used_says_which_file(
     folder: Path, wrong: str, message: str
@@ -193,6 +199,8 @@ def test_a_data_folder_that_cannot_be_used_says_which_file(
             path.unlink()
     elif wrong == "caption":
         (folder / "1.txt").unlink()
+    elif wrong == "blank":
+        (folder / "1.txt").write_text(" \n")
     else:
         (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
     with pytest.raises(InvalidContentError, match=message) as caught:
@@ -213,11 +221,27 @@ def test_pictures_of_other_sizes_are_cropped_and_laid_on_white(folder: Path) -> 
 def test_the_proof_fails_for_a_file_that_diffusers_reads_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save(random_vector(4, 1.0, seed=1), path)
-    assert prove_loads(path, embedded().base) == 4
-    raw = path.read_bytes()
-    path.write_bytes(raw.replace(b'\\"unet.lora_alpha\\": 4', b'\\"unet.lora_alphA\\": 4'))
-    with pytest.raises((VerificationError, TypeError)):
+    prove_loads(path, embedded().base)
+    # PEFT takes "conv1" for the end of any name; the file names one of several such modules.
+    module = "unet.down_blocks.0.resnets.0.conv1"
+    tensors = {k: v for k, v in load_file(path).items() if k.startswith(module)}
+    config = {"unet.r": 4, "unet.lora_alpha": 4, "unet.target_modules": ["conv1"]}
+    save_file(tensors, path, metadata={"lora_adapter_metadata": json.dumps(config)})
+    with pytest.raises(VerificationError, match="not asked for"):
         prove_loads(path, embedded().base)
+
+
+def test_a_failed_proof_keeps_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_text("mine")
+
+    def refuse(_: Path) -> None:
+        raise VerificationError("no")
+
+    with pytest.raises(VerificationError):
+        save(random_vector(4, 1.0, seed=1), path, force=True, prove=refuse)
+    assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_unknown_style_is_refused(tmp_path: Path) -> None:

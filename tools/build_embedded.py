@@ -29,6 +29,7 @@ from PIL import Image
 
 from lcm_arith.embedded import files
 from lcm_arith.embedded.pictures import (
+    BASE_SETS,
     COLUMNS,
     SETS,
     SIDE,
@@ -342,7 +343,7 @@ def build_probe(options: Options) -> None:
     rows, labels = [], []
     for label, name in enumerate(SETS):
         say(f"fit: {name}")
-        pictures = through_vae(vae, all_variants(name, FITTED, seed=1))
+        pictures = through_vae(vae, all_variants((name,), FITTED, seed=1))
         rows.append(judge.embed_pictures(pictures))
         labels += [label] * len(pictures)
     fitted = probe.fit_probe(np.concatenate(rows), labels, tuple(SETS))
@@ -355,17 +356,22 @@ def build_probe(options: Options) -> None:
 
 
 def measure_ceilings(judge: Judge, fitted: Probe, vae: Any) -> dict[str, Any]:
-    """Part, set or "mean", "real" or "vae", metric: its mean over fresh variants, 4 digits."""
+    """Part, target, "real" or "vae", metric: its mean over fresh variants, 4 digits.
+
+    Targets: each set; "base", for which any drawing of a base set is true, as for a model without
+    style vector; "mean" of the sets.
+    """
     captions = judge.embed_captions([concept.caption for concept in concepts()])
     found: dict[str, Any] = {"A": {}, "B": {}}
-    for name in SETS:
+    for name, members in (*((name, (name,)) for name in SETS), ("base", BASE_SETS)):
         say(f"ceilings: {name}")
-        true = all_variants(name, TRUE, seed=0)
-        fresh = all_variants(name, FRESH, seed=2)
+        true = all_variants(members, TRUE, seed=0)
+        fresh = all_variants(members, FRESH, seed=2)
         for way, pictures in (("real", fresh), ("vae", through_vae(vae, fresh))):
-            scores = score(judge, fitted, captions, name, pictures, true)
+            scores = score(judge, fitted, captions, members, pictures, true)
             for part, entry in found.items():
-                inside = np.repeat([concept.part == part for concept in concepts()], FRESH)
+                each = FRESH * len(members)
+                inside = np.repeat([concept.part == part for concept in concepts()], each)
                 entry.setdefault(name, {})[way] = {
                     metric: round(float(values[inside].mean()), 4)
                     for metric, values in scores.items()
@@ -379,39 +385,47 @@ def measure_ceilings(judge: Judge, fitted: Probe, vae: Any) -> dict[str, Any]:
 
 
 def score(
-    judge: Judge, fitted: Probe, captions: Rows, name: str, pictures: Pixels, true: Pixels
+    judge: Judge,
+    fitted: Probe,
+    captions: Rows,
+    members: Sequence[str],
+    pictures: Pixels,
+    true: Pixels,
 ) -> dict[str, NDArray[np.float64]]:
-    """Every metric of every picture of one set, float64 ``[n]`` each.
+    """Every metric of every picture of a target, float64 ``[n]`` each.
 
     Args:
         judge: Embeds pictures.
         fitted: Names their set.
         captions: Unit rows ``[concepts, d]``.
-        name: The set.
-        pictures: uint8 ``[concepts * FRESH, 64, 64, 3]``, concept by concept.
-        true: uint8 ``[concepts * TRUE, 64, 64, 3]``, likewise.
+        members: The sets that count as true and as rightly named.
+        pictures: uint8 ``[concepts * fresh, 64, 64, 3]``, concept by concept.
+        true: uint8 ``[concepts * known, 64, 64, 3]``, likewise.
     """
     from lcm_arith.embedded import probe
 
     rows, true_rows = judge.embed_pictures(pictures), judge.embed_pictures(true)
-    own = np.repeat(np.arange(len(captions)), FRESH)
+    count = len(captions)
+    fresh, known = len(rows) // count, len(true_rows) // count
+    own = np.repeat(np.arange(count), fresh)
     distances = [
-        probe.pair_distance(rows[i * FRESH : (i + 1) * FRESH], true_rows[i * TRUE : (i + 1) * TRUE])
-        for i in range(len(captions))
+        probe.pair_distance(mine, truth)
+        for mine, truth in zip(np.split(rows, count), np.split(true_rows, count), strict=True)
     ]
-    usual = probe.sharpness(true).reshape(-1, TRUE).mean(axis=1).repeat(FRESH)
+    usual = probe.sharpness(true).reshape(-1, known).mean(axis=1).repeat(fresh)
     values = (
         probe.own_caption_first(rows, captions, own.tolist()),
-        np.array([named == name for named in fitted.predict(rows)]),
+        np.array([named in members for named in fitted.predict(rows)]),
         np.concatenate(distances),
         probe.sharpness(pictures) / usual,
     )
     return {m: v.astype(np.float64) for m, v in zip(METRICS, values, strict=True)}
 
 
-def all_variants(name: str, count: int, *, seed: int) -> Pixels:
-    """``count`` variants of every concept in one set, concept by concept."""
-    return np.concatenate([variants(name, concept, count, seed) for concept in concepts()])
+def all_variants(members: Sequence[str], count: int, *, seed: int) -> Pixels:
+    """``count`` variants of every concept in each of the sets, concept by concept."""
+    drawn = [variants(name, c, count, seed) for c in concepts() for name in members]
+    return np.concatenate(drawn)
 
 
 def load_vae() -> Any:
@@ -440,7 +454,7 @@ def ceilings_table(found: Mapping[str, Any]) -> str:
     """The ceilings for a person: a row a set, real / VAE in each cell."""
     lines = [f"{'part':<5}{'set':<28}" + "".join(f"{metric:>18}" for metric in METRICS)]
     for part, entry in found.items():
-        for name in (*SETS, "mean"):
+        for name in (*SETS, "mean", "base"):
             cells = (f"{entry[name]['real'][m]:.3f} / {entry[name]['vae'][m]:.3f}" for m in METRICS)
             lines.append(f"{part:<5}{name:<28}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)

@@ -179,7 +179,11 @@ def fit_probe(
 
 def save_probe(probe: Probe, path: Path = PROBE) -> None:
     """Write the probe as safetensors, names in the metadata."""
-    tensors = {"support": probe.support, "coefficients": probe.coefficients}
+    # safetensors writes the bytes as they lie: columns first would come back scrambled
+    tensors: dict[str, NDArray[Any]] = {
+        "support": np.ascontiguousarray(probe.support),
+        "coefficients": np.ascontiguousarray(probe.coefficients),
+    }
     write_file(path, save(tensors, metadata={"names": json.dumps(probe.names)}))
 
 

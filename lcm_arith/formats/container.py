@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -54,9 +54,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path}: not a readable safetensors file ({error})",
             hint="the file is cut, damaged or of another kind; download or export it again",
         ) from error
-    bad = sorted(
-        name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()
-    )
+    odd = sorted(name for name, t in tensors.items() if t.dtype not in _DTYPE_NAMES)
+    if odd:
+        raise InvalidContentError(
+            f"{path}: {odd[0]} is {tensors[odd[0]].dtype}, not a floating-point number "
+            f"({len(odd)} of {len(tensors)} tensors)",
+            hint="an adapter holds float16, bfloat16, float32 or float64; convert it first",
+        )
+    bad = sorted(name for name, t in tensors.items() if not t.isfinite().all())
     if bad:
         shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         raise InvalidContentError(
@@ -87,22 +92,6 @@ def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byt
     return b"".join((len(text).to_bytes(8, "little"), text, *chunks))
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, force: bool = False
-) -> str:
-    """Writes ``path`` whole or not at all, after it was read back.
-
-    Returns:
-        sha256 of the file.
-
-    Raises:
-        OutputExistsError: If ``path`` exists and ``force`` is off.
-        StorageError: If the disk refuses.
-        VerificationError: If what was written does not read back the same.
-    """
-    return write_bytes(path, serialize(tensors, metadata), force=force)
-
-
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raises where a result could not be put; call it before long work.
 
@@ -118,16 +107,38 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise NotFoundError(f"{path.parent}: no such folder", hint="make it first")
 
 
-def write_bytes(path: Path, data: bytes, *, force: bool = False, durable: bool = True) -> str:
-    """Puts ``data`` at ``path`` atomically, returns its sha256; see :func:`write_safetensors`.
+def write_bytes(
+    path: Path,
+    data: bytes,
+    *,
+    force: bool = False,
+    durable: bool = True,
+    check: Callable[[Path], None] | None = None,
+) -> str:
+    """Puts ``data`` at ``path`` whole or not at all, after it was read back.
 
-    Without ``durable`` it is not flushed to the disk: for files that are checked before use and
-    made again when they are not whole.
+    Args:
+        path: Where to.
+        data: Content.
+        force: Replace an existing file.
+        durable: Flush it to the disk; off for files that are checked before use and made again
+            when they are not whole.
+        check: Called with the file before it gets its name; what it raises keeps the old file.
+
+    Returns:
+        sha256 of the file.
+
+    Raises:
+        OutputExistsError: If ``path`` exists and ``force`` is off.
+        StorageError: If the disk refuses.
+        VerificationError: If what was written does not read back the same.
     """
     refuse_existing(path, force=force)
     digest = hashlib.sha256(data).hexdigest()
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=f".part{path.suffix}"
+        )
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
     part = Path(name)
@@ -139,6 +150,8 @@ def write_bytes(path: Path, data: bytes, *, force: bool = False, durable: bool =
                 os.fsync(file.fileno())
         if hashlib.sha256(part.read_bytes()).hexdigest() != digest:
             raise VerificationError(f"{path}: read back other bytes than were written")
+        if check is not None:
+            check(part)
         part.chmod(0o666 & ~_umask())
         part.replace(path)
     except OSError as error:

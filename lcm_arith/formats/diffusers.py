@@ -58,10 +58,15 @@ def parse(
             continue
         try:
             delta = LowRankDelta(down, up)
-            alpha = float(found["alpha"]) if "alpha" in found else alphas.of(module, delta.rank)
+        except InvalidContentError as error:
+            broken.append(f"{module}: {error.message}")
+            continue
+        stated = found.get("alpha")
+        if stated is not None and stated.numel() != 1:
+            broken.append(f"{module}: alpha has {stated.numel()} values")
+        else:
+            alpha = alphas.of(module, delta.rank) if stated is None else float(stated)
             deltas[module] = delta * (alpha / delta.rank)
-        except (InvalidContentError, RuntimeError, ZeroDivisionError) as error:
-            broken.append(f"{module}: {error}")
     if broken:
         raise InvalidContentError(
             f"{where}: {len(broken)} of {len(parts)} target modules cannot be read:\n  "
@@ -88,26 +93,45 @@ class _Alphas:
     def __init__(self, metadata: Mapping[str, str], where: str) -> None:
         try:
             config = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InvalidContentError(
                 f"{where}: {ADAPTER_METADATA} is not JSON ({error})"
             ) from None
         if not isinstance(config, dict):
             raise InvalidContentError(f"{where}: {ADAPTER_METADATA} is not an object")
         self._config: dict[str, Any] = config
+        self._where = where
 
     def of(self, module: str, rank: int) -> float:
         component, path = module.split(".", 1)
         patterns = self._config.get(f"{component}.alpha_pattern") or {}
-        for pattern, alpha in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", path):  # PEFT's own matching rule
-                value = float(alpha)
-                break
-        else:
-            value = float(self._config.get(f"{component}.lora_alpha", rank))
+        if not isinstance(patterns, dict):
+            raise InvalidContentError(f"{self._where}: alpha_pattern is not an object")
+        own = (alpha for pattern, alpha in patterns.items() if self._matches(pattern, path))
+        alpha = next(own, self._config.get(f"{component}.lora_alpha", rank))
+        if (
+            isinstance(alpha, bool)
+            or not isinstance(alpha, int | float)
+            or not math.isfinite(alpha)
+        ):
+            raise InvalidContentError(f"{self._where}: alpha of {module} is {alpha!r}, no number")
         if self._config.get(f"{component}.use_rslora"):
-            return value * math.sqrt(rank)  # rsLoRA's scale is alpha / sqrt(rank)
-        return value
+            return alpha * math.sqrt(rank)  # rsLoRA's scale is alpha / sqrt(rank)
+        return float(alpha)
+
+    def _matches(self, pattern: str, path: str) -> bool:
+        r"""PEFT's rule, ``(.*\.)?(pattern)$``, for the plain names that writers use.
+
+        A pattern with other regular expressions is refused: it can mean anything, or never end.
+        """
+        anchored = pattern.startswith("^")
+        name = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise InvalidContentError(
+                f"{self._where}: alpha_pattern {pattern[:60]!r} is a regular expression",
+                hint="only module names and their endings are understood",
+            )
+        return path == name or (not anchored and path.endswith(f".{name}"))
 
 
 def spell(deltas: Mapping[str, LowRankDelta]) -> tuple[dict[str, Tensor], dict[str, str]]:

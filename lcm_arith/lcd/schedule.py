@@ -29,13 +29,16 @@ class Schedule:
         """The training schedule of a pipeline's scheduler.
 
         Raises:
-            UsageError: If the base does not predict noise, the only parameterisation so far.
+            UsageError: If the base does not predict noise, the only parameterisation so far, or has
+                zero terminal signal, where noise prediction cannot be turned into x₀.
         """
         prediction = pipeline.scheduler.config.prediction_type
         if prediction != "epsilon":
             raise UsageError(
                 f"the base model's prediction type is {prediction}, training knows epsilon"
             )
+        if float(pipeline.scheduler.alphas_cumprod[-1]) == 0:
+            raise UsageError("the base model ends in pure noise, where epsilon says nothing of z_0")
         return cls.from_betas(pipeline.scheduler.alphas_cumprod)
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from support import random_vector
 
 from lcm_arith.adapters import load, save
@@ -218,16 +217,22 @@ def test_pictures_of_other_sizes_are_cropped_and_laid_on_white(folder: Path) -> 
     assert pixels[0].min() == 255
 
 
-def test_the_proof_fails_for_a_file_that_diffusers_reads_otherwise(tmp_path: Path) -> None:
+def test_the_proof_fails_where_diffusers_reads_otherwise(
+    tmp_path: Path, fresh_pipeline: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.safetensors"
     save(random_vector(4, 1.0, seed=1), path)
     prove_loads(path, embedded().base)
-    # PEFT takes "conv1" for the end of any name; the file names one of several such modules.
-    module = "unet.down_blocks.0.resnets.0.conv1"
-    tensors = {k: v for k, v in load_file(path).items() if k.startswith(module)}
-    config = {"unet.r": 4, "unet.lora_alpha": 4, "unet.target_modules": ["conv1"]}
-    save_file(tensors, path, metadata={"lora_adapter_metadata": json.dumps(config)})
-    with pytest.raises(VerificationError, match="not asked for"):
+    pipeline = fresh_pipeline()
+    real = pipeline.load_lora_weights
+
+    def misread(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        pipeline.unet.get_submodule("down_blocks.0.resnets.0.conv1").scaling["proof"] = 0.25
+
+    pipeline.load_lora_weights = misread
+    monkeypatch.setattr("lcm_arith.proof.load_pipeline", lambda _: pipeline)
+    with pytest.raises(VerificationError, match="1 with other values"):
         prove_loads(path, embedded().base)
 
 

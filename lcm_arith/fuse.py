@@ -6,8 +6,9 @@ W(τ) = round(W₀ + ΔW(τ)), always from W₀, one product and one rounding. N
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,25 @@ from torch import Tensor, nn
 from lcm_arith.errors import IncompatibleError
 from lcm_arith.vector import TaskVector
 
+_PRISTINE: Final[WeakKeyDictionary[Any, dict[str, Tensor]]] = WeakKeyDictionary()
+"""Pipeline → its weights W₀; kept per pipeline, so that nobody takes rebuilt weights for W₀."""
 
-@dataclass(eq=False)
+
+@dataclass(frozen=True, eq=False)
 class LiveWeights:
     """The components of a pipeline whose weights follow a task vector.
+
+    Several of them on one pipeline share its pristine weights; the last one applied holds.
 
     Args:
         pipeline: A diffusers pipeline; its weights are rebuilt in place.
     """
 
     pipeline: Any
-    _pristine: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def _pristine(self) -> dict[str, Tensor]:
+        return _PRISTINE.setdefault(self.pipeline, {})
 
     def apply(self, tau: TaskVector) -> None:
         """Sets every weight to W₀ + ΔW(τ); modules that τ does not name return to W₀.

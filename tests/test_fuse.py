@@ -69,3 +69,13 @@ def test_a_vector_that_does_not_fit_changes_nothing(live: LiveWeights) -> None:
             live.apply(random_vector(4, 4.0, 1, {**fitting, name: shape}))
     after = weights(live.pipeline)
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_second_pair_of_hands_on_one_pipeline_starts_from_pristine(live: LiveWeights) -> None:
+    a, b = random_vector(4, 1.0, 1), random_vector(9, 27.0, 2)
+    live.apply(b)
+    alone = weights(live.pipeline)
+    live.apply(a)
+    LiveWeights(live.pipeline).apply(b)
+    shared = weights(live.pipeline)
+    assert all(torch.equal(alone[key], shared[key]) for key in alone)

@@ -100,5 +100,5 @@ def print_grid(result: Result) -> None:
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        return "" if value != value else f"{value:.3f}"
+        return "" if value != value else f"{value:.3f}".rstrip("0").rstrip(".")
     return str(value)

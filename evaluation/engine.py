@@ -56,6 +56,7 @@ class Engine:
         load: Loads the base pipeline; called at the first picture that is missing, and once.
         base_digest: Identifies the base model's weights.
         style, accel: The two vectors as loaded from files, empty where there is none.
+        fast: As in ``lcm_arith.sampling.sample``.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Engine:
     base_digest: str
     style: TaskVector
     accel: TaskVector
+    fast: bool = False
     counters: Counters = field(default_factory=Counters)
     _live: LiveWeights | None = None
     _embeds: dict[str, Tensor] = field(default_factory=dict)
@@ -120,6 +122,7 @@ class Engine:
                     "steps": row.steps,
                     "guidance": repr(float(row.guidance)),
                     "items": list(items),
+                    "fast": self.fast,
                 },
                 sort_keys=True,
             )
@@ -179,6 +182,7 @@ class Engine:
             sampler=row.sampler,
             steps=row.steps,
             guidance=row.guidance,
+            fast=self.fast,
         )
         seconds = time.perf_counter() - started
         written = [

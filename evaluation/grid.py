@@ -93,7 +93,7 @@ def load_vectors(style: str, accel: str) -> tuple[TaskVector, TaskVector, str | 
     return (
         named.get(style, TaskVector()),
         named.get(accel, TaskVector()),
-        own if isinstance(own, str) and own in pictures.SETS else None,
+        own if isinstance(own, str) and own in pictures.sets() else None,
     )
 
 
@@ -104,6 +104,7 @@ def run_grid(
     family: Family,
     folder: Path,
     on_stage: OnStage,
+    fast: bool = False,
 ) -> Result:
     """Makes what is missing in ``folder``, measures everything, and returns the tables.
 
@@ -113,14 +114,37 @@ def run_grid(
         family: Base model and its defaults.
         folder: Store of the pictures; an earlier one is continued.
         on_stage: Told about progress.
+        fast: As in ``lcm_arith.sampling.sample``.
 
     Raises:
         IncompatibleError: If a vector does not fit the base model; nothing is made then.
     """
+    engine, pipeline = draw_grid(
+        grid, vectors, family=family, folder=folder, on_stage=on_stage, fast=fast
+    )
+    yardstick = Yardstick(
+        load_judge(), load_probe(), grid.target_sets, grid.style_set, grid.prompts
+    )
+    return _measure(grid, engine, yardstick, too_long(pipeline.tokenizer, grid.prompts), on_stage)
+
+
+def draw_grid(
+    grid: Grid,
+    vectors: tuple[TaskVector, TaskVector],
+    *,
+    family: Family,
+    folder: Path,
+    on_stage: OnStage,
+    fast: bool = False,
+) -> tuple[Engine, Any]:
+    """Makes what is missing in ``folder``; the engine that knows the pictures, and the pipeline.
+
+    Arguments and errors as :func:`run_grid`.
+    """
     pipeline = load_pipeline(family.base)
     for tau in vectors:
         check_compatible(pipeline, tau)
-    engine = Engine(folder, lambda: pipeline, _base_digest(family), *vectors)
+    engine = Engine(folder, lambda: pipeline, _base_digest(family), *vectors, fast=fast)
     distinct = {row.pixels_key: row.nfe for row in grid.rows}
     total, done = sum(distinct.values()) * len(grid.items), 0
 
@@ -130,10 +154,7 @@ def run_grid(
         on_stage("draw", done, total, "UNet passes")
 
     engine.render(grid, on_rows)
-    judge, probe = load_judge(), load_probe()
-    yardstick = Yardstick(judge, probe, grid.target_sets, grid.style_set, grid.prompts)
-    cut_prompts = too_long(pipeline.tokenizer, grid.prompts)
-    return _measure(grid, engine, yardstick, cut_prompts, on_stage)
+    return engine, pipeline
 
 
 def _base_digest(family: Family) -> str:

@@ -158,7 +158,7 @@ def make_grid(
         for passes in sorted({cell.nfe for cell in cells}, reverse=True)
     }
     if style == NONE:
-        targets: tuple[str, ...] = pictures.BASE_SETS
+        targets: tuple[str, ...] = pictures.base_sets()
     else:
         targets = (style_set,) if style_set else ()
     return Grid(

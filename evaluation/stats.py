@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,3 +61,39 @@ def paired(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> Interval:
     t = (drawn.mean(axis=1)[usable] - mean) / errors[usable]
     low, high = np.quantile(t, [0.975, 0.025])
     return Interval(mean, float(mean - low * error), float(mean - high * error))
+
+
+def ratio(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Mean over mean, for :func:`of_means`."""
+    return np.asarray(first / second)
+
+
+def closed_gap(control: np.ndarray, combined: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    """Share of the control's distance above the teacher's that the combination closes."""
+    return np.asarray((control - combined) / (control - teacher))
+
+
+def of_means(statistic: Callable[..., np.ndarray], *samples: np.ndarray, seed: int = 0) -> Interval:
+    """``statistic`` of the samples' means with a percentile bootstrap interval over prompts.
+
+    Args:
+        statistic: Takes the mean of each sample, elementwise over resamples.
+        samples: ``[prompts, seeds]`` each, of the same prompts, or ``[1, 1]`` for a constant.
+        seed: Of the resampling.
+
+    Returns:
+        Its value, and the interval (NaN below five prompts): prompts are drawn again, together for
+        all samples, since they were made from the same captions and noise.
+
+    Source:
+        Efron and Tibshirani 1993, ch. 13.
+    """
+    means = [sample.mean(axis=1) for sample in samples]  # [prompts] each
+    count = max(map(len, means))
+    value = float(statistic(*(mean.mean() for mean in means)))
+    if count < _FEWEST:
+        return Interval(value, np.nan, np.nan)
+    rows = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    drawn = [mean[rows].mean(axis=1) if len(mean) > 1 else mean for mean in means]
+    low, high = np.nanquantile(statistic(*drawn), [0.025, 0.975])
+    return Interval(value, float(low), float(high))

@@ -23,31 +23,55 @@ LCM_TARGETS: Final = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Training:
-    """What one kind of training uses where the user does not say.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and how fast something is trained.
 
     Args:
-        rank: Rank and alpha of the adapter.
         steps: Optimizer steps.
         batch: Pictures a step.
         learning_rate: Peak of AdamW's; warmed up over 5 % and decayed linearly over the last half.
         max_grad_norm: Gradients are clipped to it.
+        ema: Decay of the running average of the parameters that is kept in the end; 0 keeps the
+            last parameters.
 
     Raises:
-        UsageError: If rank, steps or batch is below 1.
+        UsageError: If steps or batch is below 1, or the decay outside [0, 1).
     """
 
-    rank: int
     steps: int
     batch: int
     learning_rate: float
     max_grad_norm: float = 1.0
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("rank", "steps", "batch"):
+        for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: at least 1")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"ema {self.ema}: at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Plan):
+    """What one kind of training a vector uses where the user does not say.
+
+    Args:
+        rank: Rank and alpha of the adapter.
+        targets: Layers that it adapts, by the end of their names.
+
+    Raises:
+        UsageError: If the rank is below 1, or as :class:`Plan`.
+    """
+
+    rank: int
+    targets: tuple[str, ...] = LCM_TARGETS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1:
+            raise UsageError(f"rank {self.rank}: at least 1")
 
 
 @dataclass(frozen=True)
@@ -83,9 +107,11 @@ def embedded() -> Family:
         guidance=float(stored["guidance"]),
         omega=float(stored["omega"]),
         teacher_steps=int(stored["teacher_steps"]),
-        style=Training(rank=16, steps=800, batch=32, learning_rate=1e-3),
+        style=Training(rank=16, steps=800, batch=32, learning_rate=1e-3, ema=0.99),
         # Its gradient norm is about 0.1; single batches far above it threw whole runs off course.
-        acceleration=Training(32, steps=420, batch=32, learning_rate=3e-4, max_grad_norm=0.2),
+        acceleration=Training(
+            rank=32, steps=1300, batch=32, learning_rate=5e-4, max_grad_norm=0.2, ema=0.99
+        ),
     )
 
 

@@ -8,58 +8,97 @@ import torch
 from torch import Tensor
 
 from lcm_arith.dataset import TrainingSet
-from lcm_arith.families import LCM_TARGETS, Training
+from lcm_arith.families import Training
 from lcm_arith.lcd.schedule import Schedule
-from lcm_arith.training import OnStep, adapter_vector, add_adapter, fit
+from lcm_arith.sampling import fast_math
+from lcm_arith.training import (
+    Checkpoint,
+    OnStep,
+    Outcome,
+    adapted,
+    adapter_vector,
+    add_adapter,
+    fit,
+    step_generator,
+)
 from lcm_arith.vector import TaskVector
 
 SNR_GAMMA: Final = 5.0
-CAPTION_DROPOUT: Final = 0.1
+SNR_FLOOR: Final = 0.1
+CAPTION_DROPOUT: Final = 0.3
 
 
-def min_snr_weight(schedule: Schedule, t: Tensor, gamma: float = SNR_GAMMA) -> Tensor:
-    """min(SNR, γ) / SNR of noise prediction at ``t`` ``[B]``; eq. 9 of arXiv:2303.09556."""
+def snr_weight(
+    schedule: Schedule, t: Tensor, *, floor: float = SNR_FLOOR, gamma: float = SNR_GAMMA
+) -> Tensor:
+    """clamp(SNR, floor, γ) / SNR of noise prediction at ``t`` ``[B]``.
+
+    Above the floor it is eq. 9 of arXiv:2303.09556. In terms of x₀ that weight is min(SNR, γ), next
+    to nothing at the highest noise, where which picture it becomes is decided (SNR 0.005 to 0.05):
+    the floor lets a style be learnt there (arXiv:2411.14793).
+    """
     snr = (schedule.alpha_t[t] / schedule.sigma_t[t]).square()
-    return snr.clamp(max=gamma) / snr
+    return snr.clamp(floor, gamma) / snr
 
 
 def noise_loss(
-    unet: Any, schedule: Schedule, z0: Tensor, noise: Tensor, t: Tensor, c: Tensor
+    unet: Any,
+    schedule: Schedule,
+    z0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    c: Tensor,
+    *,
+    floor: float = SNR_FLOOR,
 ) -> Tensor:
     """Weighted mean of ‖ε_θ(z_t, t, c) − ε‖² over pictures and elements."""
     z = schedule.add_noise(z0, noise, t)
-    epsilon = unet(z, t, encoder_hidden_states=c).sample
+    with fast_math(z.device):
+        epsilon = unet(z, t, encoder_hidden_states=c).sample
     error = (epsilon.float() - noise).square().flatten(1).mean(1)  # [B]
-    loss: Tensor = (min_snr_weight(schedule, t) * error).mean()
+    loss: Tensor = (snr_weight(schedule, t.cpu(), floor=floor).to(error) * error).mean()
     return loss
 
 
 def finetune(
-    pipeline: Any, data: TrainingSet, plan: Training, *, seed: int, on_step: OnStep
-) -> TaskVector:
+    pipeline: Any,
+    data: TrainingSet,
+    plan: Training,
+    *,
+    seed: int,
+    on_step: OnStep,
+    checkpoint: Checkpoint | None = None,
+    caption_dropout: float = CAPTION_DROPOUT,
+    floor: float = SNR_FLOOR,
+) -> tuple[TaskVector, Outcome]:
     """A style vector trained on ``data``; ``pipeline``'s UNet carries the adapter afterwards.
 
     Args:
         pipeline: The base model.
         data: Latents and prompt embeddings.
-        plan: Rank, steps, batch, learning rate.
+        plan: Rank, target modules, steps, batch, learning rate.
         seed: Of the adapter's start, the batches, noise and dropout.
         on_step: Told about every step.
+        checkpoint: Kept while training and gone on with.
+        caption_dropout: Share of pictures that are shown without their caption.
+        floor: Least SNR that a noise level is weighted by, see :func:`snr_weight`.
 
     Raises:
-        DivergedError: As :func:`lcm_arith.training.fit`.
+        DivergedError, IncompatibleError: As :func:`lcm_arith.training.fit`.
     """
     unet, schedule = pipeline.unet, Schedule.of_pipeline(pipeline)
-    add_adapter(unet, rank=plan.rank, targets=LCM_TARGETS, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
+    add_adapter(unet, rank=plan.rank, targets=plan.targets, seed=seed)
 
-    def loss_of(_: int) -> Tensor:
+    def loss_of(step: int) -> Tensor:
+        generator = step_generator(seed, step)
         z0, c = data.draw(plan.batch, generator)
-        dropped = torch.rand(plan.batch, generator=generator) < CAPTION_DROPOUT
+        dropped = torch.rand(plan.batch, generator=generator) < caption_dropout
         c = torch.where(dropped[:, None, None], data.uncond, c)
         t = torch.randint(len(schedule.alpha_t), (plan.batch,), generator=generator)
         noise = torch.randn(z0.shape, generator=generator)
-        return noise_loss(unet, schedule, z0, noise, t, c)
+        on_device = [x.to(unet.device) for x in (z0, noise, t, c)]
+        return noise_loss(adapted(unet), schedule, *on_device, floor=floor)
 
-    skipped = fit(unet, loss_of, plan, on_step)
-    return adapter_vector(unet, {"operation": "finetune", "skipped_steps": skipped})
+    outcome = fit(unet, loss_of, plan, on_step, checkpoint=checkpoint)
+    origin = {"operation": "finetune", "skipped_steps": outcome.skipped}
+    return adapter_vector(unet, origin), outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from lcm_arith.adapters import check_output, save
 from lcm_arith.dataset import Captioned, TrainingSet, embedded_pictures, encode, folder_pictures
-from lcm_arith.embedded import pictures
+from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import NotFoundError
 from lcm_arith.families import Training, embedded
 from lcm_arith.finetune import finetune
@@ -19,10 +20,10 @@ from lcm_arith.lcd.guidance import check_omega
 from lcm_arith.lcd.trainer import distill
 from lcm_arith.proof import prove_loads
 from lcm_arith.sampling import load_pipeline, too_long
+from lcm_arith.training import Checkpoint, Outcome
 from lcm_arith.vector import TaskVector
 
-VARIANTS: Final = 24  # pictures of each drawing for a style vector
-DISTILL_VARIANTS: Final = 8  # … for the acceleration vector, of every set of the base
+VARIANTS: Final = 24  # pictures of each drawing
 
 OnStage = Callable[[str, int, int, str], None]
 """Told about progress: (stage, done, total, note)."""
@@ -39,6 +40,9 @@ class Request:
         seed: Of everything random.
         dtype: Of the written file.
         force: Replace ``out``.
+        checkpoint: Kept while training, so that a killed one goes on; None keeps none.
+        log: CSV of the loss of every step; None writes none.
+        device: torch's name of where it is trained.
     """
 
     out: Path
@@ -48,10 +52,13 @@ class Request:
     seed: int = 0
     dtype: torch.dtype = torch.float32
     force: bool = False
+    checkpoint: Path | None = None
+    log: Path | None = None
+    device: str = "cpu"
 
     def plan(self, default: Training) -> Training:
         """The family's defaults with the user's values in their place."""
-        given = {"rank": self.rank, "steps": self.steps}
+        given: dict[str, Any] = {"rank": self.rank, "steps": self.steps}
         return replace(default, **{k: v for k, v in given.items() if v is not None})
 
 
@@ -67,16 +74,14 @@ def make_style(request: Request, style: str, on_stage: OnStage) -> dict[str, Any
         NotFoundError: If ``style`` is no embedded picture set.
         OutputExistsError, InvalidContentError, UsageError, DivergedError, VerificationError.
     """
-    if request.data is None and style not in pictures.SETS:
+    if request.data is None and style not in pictures.sets():
         raise NotFoundError(
-            f"{style}: no embedded picture set", hint=f"one of {', '.join(pictures.SETS)}"
+            f"{style}: no embedded picture set", hint=f"one of {', '.join(pictures.sets())}"
         )
     plan = request.plan(embedded().style)
 
-    def train(
-        pipeline: Any, data: TrainingSet, on_step: Callable[[int, float], None]
-    ) -> TaskVector:
-        return finetune(pipeline, data, plan, seed=request.seed, on_step=on_step)
+    def train(pipeline: Any, data: TrainingSet, **how: Any) -> tuple[TaskVector, Outcome]:
+        return finetune(pipeline, data, plan, seed=request.seed, **how)
 
     about = {"kind": "style", **({"style": style} if request.data is None else {})}
     return _make(request, plan, train, (style,), VARIANTS, about, on_stage)
@@ -97,19 +102,17 @@ def make_acceleration(request: Request, omega: float | None, on_stage: OnStage) 
     strength = embedded().omega if omega is None else omega
     check_omega(strength)
 
-    def train(
-        pipeline: Any, data: TrainingSet, on_step: Callable[[int, float], None]
-    ) -> TaskVector:
-        return distill(pipeline, data, plan, omega=strength, seed=request.seed, on_step=on_step)
+    def train(pipeline: Any, data: TrainingSet, **how: Any) -> tuple[TaskVector, Outcome]:
+        return distill(pipeline, data, plan, omega=strength, seed=request.seed, **how)
 
     about = {"kind": "acceleration", "omega": repr(float(strength))}
-    return _make(request, plan, train, pictures.BASE_SETS, DISTILL_VARIANTS, about, on_stage)
+    return _make(request, plan, train, pictures.base_sets(), VARIANTS, about, on_stage)
 
 
 def _make(
     request: Request,
     plan: Training,
-    train: Callable[[Any, TrainingSet, Callable[[int, float], None]], TaskVector],
+    train: Callable[..., tuple[TaskVector, Outcome]],
     sets: tuple[str, ...],
     variants: int,
     about: dict[str, Any],
@@ -117,19 +120,18 @@ def _make(
 ) -> dict[str, Any]:
     check_output(request.out, force=request.force)
     shown = _pictures(request, sets, variants)
-    pipeline = load_pipeline(embedded().base)
+    pipeline = load_pipeline(embedded().base).to(request.device)
     data = encode(pipeline, shown, on_chunk=lambda done, of: on_stage("encode", done, of, ""))
     cut = len(too_long(pipeline.tokenizer, shown.captions))
     pipeline.vae = pipeline.text_encoder = None  # everything is encoded; make room for training
-    losses: list[float] = []
+    about = {**about, "data": shown.origin, "seed": request.seed, "plan": asdict(plan)}
+    recent: deque[float] = deque(maxlen=50)
 
     def on_step(step: int, loss: float) -> None:
-        losses.append(loss)
-        recent = losses[-50:]
+        recent.append(loss)
         on_stage("train", step, plan.steps, f"loss {sum(recent) / len(recent):.4f}")
 
-    tau = train(pipeline, data, on_step)
-    about = {**about, "data": shown.origin, "seed": request.seed, "plan": asdict(plan)}
+    tau, outcome = train(pipeline, data, on_step=on_step, checkpoint=_checkpoint(request, about))
     digest = save(
         tau,
         request.out,
@@ -138,7 +140,9 @@ def _make(
         force=request.force,
         prove=lambda part: prove_loads(part, embedded().base),
     )
-    tail = losses[-max(1, len(losses) // 10) :]
+    if request.log is not None:
+        outcome.write_csv(request.log)
+    tail = outcome.losses[-max(1, len(outcome.losses) // 10) :]
     return {
         "path": str(request.out),
         "sha256": digest,
@@ -148,6 +152,14 @@ def _make(
         "final_loss": sum(tail) / len(tail),
         **about,
     }
+
+
+def _checkpoint(request: Request, about: dict[str, Any]) -> Checkpoint | None:
+    """For this base model, these pictures and this seed alone."""
+    if request.checkpoint is None:
+        return None
+    weights = sorted(embedded().base.glob("*/*.safetensors"))
+    return Checkpoint(request.checkpoint, {**about, "base": [files.sha256(w) for w in weights]})
 
 
 def _pictures(request: Request, sets: tuple[str, ...], variants: int) -> Captioned:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,15 @@ SAMPLERS: Final = {
         "arXiv:2010.02502; trailing: arXiv:2305.08891",
     ),
 }
+
+
+def fast_math(device: torch.device, *, enabled: bool = True) -> AbstractContextManager[Any]:
+    """bfloat16 products where the processor multiplies them natively; parameters stay float32.
+
+    On a CPU without matrix units for bfloat16 it would be slower, so it changes nothing there.
+    """
+    native = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and native)
 
 
 def nfe(steps: int, guidance: float) -> int:
@@ -100,6 +110,7 @@ def sample(
     sampler: str,
     steps: int,
     guidance: float,
+    fast: bool = False,
     on_step: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """One picture per row of ``embeds``.
@@ -112,6 +123,8 @@ def sample(
         sampler: A name of :data:`SAMPLERS`.
         steps: Sampling steps, 1 to 1000 (LCM: at most 50).
         guidance: diffusers' guidance scale s = 1 + ω; s ≤ 1 is no guidance.
+        fast: Let the UNet multiply in bfloat16 where the processor does so natively: several times
+            as fast, pictures differ in details.
         on_step: Called after each step.
 
     Returns:
@@ -133,7 +146,9 @@ def sample(
     extra = {"generator": generators} if "generator" in takes else {}
     for t in scheduler.timesteps:
         z_in = scheduler.scale_model_input(z, t)
-        out = unet(torch.cat([z_in, z_in]) if guided else z_in, t, encoder_hidden_states=c).sample
+        z_in = torch.cat([z_in, z_in]) if guided else z_in
+        with fast_math(device, enabled=fast):
+            out = unet(z_in, t, encoder_hidden_states=c).sample.float()
         if guided:
             out_uncond, out_cond = out.chunk(2)
             out = out_uncond + guidance * (out_cond - out_uncond)

@@ -21,7 +21,7 @@ from lcm_arith.evaluation.metrics import Yardstick, mean_pair_distance
 from lcm_arith.evaluation.plan import choose_prompts, control_candidates, make_grid
 from lcm_arith.evaluation.report import csv_bytes, write_report
 from lcm_arith.evaluation.sheets import font
-from lcm_arith.evaluation.stats import paired
+from lcm_arith.evaluation.stats import closed_gap, of_means, paired, ratio
 from lcm_arith.families import embedded
 from lcm_arith.vector import TaskVector
 
@@ -115,7 +115,7 @@ def test_a_grid_holds_margins_one_control_per_nfe_and_every_cell() -> None:
 def test_without_a_style_the_teacher_is_the_base() -> None:
     grid = small_grid("none")
     assert (grid.teacher.l1, grid.teacher.l2) == (grid.base.l1, grid.base.l2) == (0, 0)
-    assert grid.target_sets == pictures.BASE_SETS
+    assert grid.target_sets == pictures.base_sets()
     assert {cell.l1 for cell in grid.cells} == {0}
 
 
@@ -247,6 +247,29 @@ def test_few_or_equal_prompts_are_said_not_invented() -> None:
     assert (same.low, same.high) == (1.0, 1.0)
     holes = paired(np.array([[1.0]] * 9 + [[np.nan]]), np.zeros((10, 1)))
     assert holes.mean == 1.0
+
+
+def test_a_ratio_of_means_and_its_interval_cover_at_their_level() -> None:
+    rng, hits, runs = np.random.default_rng(2), 0, 300
+    for _ in range(runs):
+        prompt = rng.normal(size=(60, 1)) * 0.5
+        first = 2.0 + prompt + rng.normal(size=(60, 4)) * 0.3
+        found = of_means(ratio, first, 4.0 + 2 * prompt + rng.normal(size=(60, 4)) * 0.3)
+        hits += found.low <= 0.5 <= found.high
+    assert 0.90 <= hits / runs <= 0.99  # nominal 0.95, a little less for 60 prompts
+    assert found.mean == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_closed_gap_is_the_share_of_the_way_to_the_teacher() -> None:
+    control, teacher = np.full((8, 2), 0.5), np.full((8, 2), 0.1)
+    for combined, share in ((0.5, 0.0), (0.3, 0.5), (0.1, 1.0), (0.6, -0.25)):
+        found = of_means(closed_gap, control, np.full((8, 2), combined), teacher)
+        assert (found.mean, found.low, found.high) == pytest.approx((share,) * 3)
+    against_constant = of_means(ratio, control, np.array([[0.25]]))
+    assert against_constant.mean == pytest.approx(2.0)
+    few = of_means(ratio, control[:4], control[:4])
+    assert few.mean == 1.0
+    assert np.isnan(few.low)
 
 
 # --- the whole ---------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def test_real_pictures_rank_their_own_caption_first(judge: Judge) -> None:
     captions = judge.embed_captions(CAPTIONS)
     shares = {
         name: probe.own_caption_first(judge.embed_pictures(fresh(name)), captions, own).mean()
-        for name in pictures.SETS
+        for name in pictures.sets()
     }
     assert np.mean(list(shares.values())) >= 0.9  # usual: 0.95
     assert min(shares.values()) >= 0.8, shares  # 48 pictures a set: 0.03 is the standard error
@@ -95,10 +95,10 @@ def test_loading_leaves_progress_bars_and_random_numbers_alone(
 
 def test_the_probe_names_sets_far_above_chance(judge: Judge) -> None:
     shipped = probe.load_probe()
-    assert shipped.names == tuple(pictures.SETS)
+    assert shipped.names == tuple(pictures.sets())
     hits = [
         named == name
-        for name in pictures.SETS
+        for name in pictures.sets()
         for named in shipped.predict(judge.embed_pictures(fresh(name)))
     ]
     assert np.mean(hits) > 0.5  # chance is 1/6; fitted through the VAE, tried without it
@@ -179,12 +179,12 @@ def test_ceilings_cover_every_set_and_metric() -> None:
     found = files.ceilings()
     metrics = {"retrieval_top1", "style_accuracy", "pair_distance", "sharp_ratio"}
     for part in ("A", "B"):
-        assert set(found[part]) == {*pictures.SETS, "mean", "base"}
+        assert set(found[part]) == {*pictures.sets(), "mean", "base"}
         for entry in found[part].values():
             assert set(entry["real"]) == set(entry["vae"]) == metrics
             assert entry["real"]["retrieval_top1"] >= entry["vae"]["retrieval_top1"] - 0.03
         for way in ("real", "vae"):
-            shares = [found[part][name][way]["retrieval_top1"] for name in pictures.SETS]
+            shares = [found[part][name][way]["retrieval_top1"] for name in pictures.sets()]
             assert found[part]["mean"][way]["retrieval_top1"] == pytest.approx(
                 np.mean(shares), abs=1e-4
             )

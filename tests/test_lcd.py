@@ -13,6 +13,7 @@ import torch
 from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor
 
+from lcm_arith.errors import UsageError
 from lcm_arith.families import LCM_TARGETS
 from lcm_arith.lcd.boundary import consistency, scalings
 from lcm_arith.lcd.guidance import guided
@@ -166,6 +167,16 @@ def test_training_from_the_teacher_reaches_the_fixed_point() -> None:
     wanted = fixed_point(z, index, grid)
     assert float((teacher - wanted).abs().mean()) > 1.0  # where it started
     assert float((f - wanted).abs().mean()) < 0.05  # what 1,500 steps leave of it
+
+
+def test_a_stride_goes_back_whole_grid_points_and_ends_at_zero() -> None:
+    grid = Grid.of(1000, 50, 3)
+    assert torch.equal(grid.start, GRID.start)
+    assert grid.end[:3].tolist() == [0, 0, 0]
+    assert torch.equal(grid.start[3:] - grid.end[3:], torch.full((47,), 60))
+    for wrong in (0, 51):
+        with pytest.raises(UsageError, match="stride"):
+            Grid.of(1000, 50, wrong)
 
 
 def test_guided_solver_step_equals_the_closed_form() -> None:

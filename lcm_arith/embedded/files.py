@@ -1,6 +1,6 @@
 """Where the embedded files lie, and whether they are the files that were built.
 
-Standard library only: commands that list what is shipped must not wait for torch.
+Nothing heavy is imported: commands that list what is shipped must not wait for torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-ROOT: Final = Path(__file__).resolve().parent
+from lcm_arith.errors import NotFoundError
+
+OTHER_GROUND: Final = "LCM_ARITH_EMBEDDED"
+"""Environment variable: folder of a ground that ``tools/build_embedded.py --data`` made."""
+
+ROOT: Final = Path(os.environ.get(OTHER_GROUND) or Path(__file__).parent).resolve()
 MODEL: Final = ROOT / "emoji-sd"
 JUDGE: Final = ROOT / "judge"
 DATA: Final = ROOT / "data"
@@ -49,8 +54,17 @@ def defaults() -> Mapping[str, Any]:
 
     Keys: ``guidance`` (scale s of sampling), ``omega`` (of distillation, s = 1 + omega), ``style``
     and ``accel`` (names of the default pair of vectors), ``teacher_steps``.
+
+    Raises:
+        NotFoundError: If ``ROOT`` holds no ground, as where the environment names another.
     """
-    return MappingProxyType(json.loads((ROOT / _DEFAULTS).read_text(encoding="utf-8")))
+    path = ROOT / _DEFAULTS
+    if not path.is_file():
+        raise NotFoundError(
+            f"{ROOT}: holds no model to work on ({_DEFAULTS} is missing)",
+            hint=f"{OTHER_GROUND} must name a folder that tools/build_embedded.py has filled",
+        )
+    return MappingProxyType(json.loads(path.read_text(encoding="utf-8")))
 
 
 def ceilings() -> Mapping[str, Any]:

@@ -48,34 +48,44 @@ BACKGROUNDS: Final[tuple[RGB, ...]] = (
 
 @dataclass(frozen=True)
 class PictureSet:
-    """One artist's drawings, and the npm package that they come from."""
+    """One artist's drawings.
+
+    Args:
+        name: Its id, and the stem of its atlas.
+        source: Where the drawings come from: package and version, or a folder.
+        licence: Theirs.
+        in_base: Whether the base model was trained on it.
+        has_vector: Whether a style vector is trained on it.
+    """
 
     name: str
-    package: str
-    version: str
+    source: str
     licence: str
     in_base: bool
+    has_vector: bool
 
 
-def _iconify(name: str, version: str, licence: str, *, in_base: bool) -> PictureSet:
-    return PictureSet(name, f"@iconify-json/{name}", version, licence, in_base)
+@lru_cache(maxsize=1)
+def sets() -> Mapping[str, PictureSet]:
+    """The shipped picture sets by name, in the order of ``data/sets.json``."""
+    rows: list[dict[str, Any]] = json.loads((DATA / "sets.json").read_text(encoding="utf-8"))
+    return MappingProxyType({row["name"]: PictureSet(**row) for row in rows})
 
 
-SETS: Final[Mapping[str, PictureSet]] = MappingProxyType(
-    {
-        entry.name: entry
-        for entry in (
-            _iconify("noto", "1.2.9", "Apache-2.0", in_base=True),
-            _iconify("twemoji", "1.2.5", "CC-BY-4.0", in_base=True),
-            _iconify("fluent-emoji-flat", "1.2.6", "MIT", in_base=True),
-            _iconify("emojione", "1.2.3", "CC-BY-4.0", in_base=True),
-            _iconify("fluent-emoji", "1.2.7", "MIT", in_base=False),
-            _iconify("fluent-emoji-high-contrast", "1.2.6", "MIT", in_base=False),
-        )
-    }
-)
-BASE_SETS: Final = tuple(name for name, entry in SETS.items() if entry.in_base)
-STYLE_SETS: Final = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-high-contrast")
+def base_sets() -> tuple[str, ...]:
+    """Sets that the base model was trained on."""
+    return tuple(name for name, entry in sets().items() if entry.in_base)
+
+
+def style_sets() -> tuple[str, ...]:
+    """Sets that a style vector is trained on."""
+    return tuple(name for name, entry in sets().items() if entry.has_vector)
+
+
+def forget() -> None:
+    """Forgets what was read, after a build has written other data."""
+    for cached in (sets, _concepts, _places, by_caption, _atlas):
+        cached.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -245,8 +255,8 @@ def _atlas(set_name: str) -> Pixels:
 
 
 def _known(set_name: str) -> str:
-    if set_name not in SETS:
-        raise ValueError(f"no picture set is named {set_name!r}; shipped: {', '.join(SETS)}")
+    if set_name not in sets():
+        raise ValueError(f"no picture set is named {set_name!r}; shipped: {', '.join(sets())}")
     return set_name
 
 

@@ -59,21 +59,29 @@ class Grid:
     """The solver's grid: K timesteps t_k, k apart, and where a step from each ends.
 
     Args:
-        start: t_{n+k}, ``[K]``: k−1, 2k−1, …, T−1 (k the skipping interval T // K).
-        end: t_n, ``[K]``: the previous grid point; 0 for the first.
+        start: t_{n+k}, ``[K]``: k−1, 2k−1, …, T−1 (k = T // K).
+        end: t_n, ``[K]``: the grid point that a step from there ends at; 0 below the first.
     """
 
     start: Tensor
     end: Tensor
 
     @classmethod
-    def of(cls, timesteps: int, points: int) -> Grid:
+    def of(cls, timesteps: int, points: int, stride: int = 1) -> Grid:
         """The grid of LCMScheduler: ``timesteps`` T on the schedule, ``points`` K.
 
+        Args:
+            timesteps: T.
+            points: K; the sampler's timesteps are among them.
+            stride: Grid points that one solver step goes back, so that the skipping interval is
+                ``stride * k``. What is known at t = 0 reaches t = T in K / stride hops.
+
         Raises:
-            UsageError: If K is not between 1 and T.
+            UsageError: If K is not between 1 and T, or the stride not between 1 and K.
         """
         if not 1 <= points <= timesteps:
             raise UsageError(f"{points} grid points: between 1 and {timesteps} are possible")
+        if not 1 <= stride <= points:
+            raise UsageError(f"stride {stride}: between 1 and {points} grid points are possible")
         start = torch.arange(1, points + 1) * (timesteps // points) - 1
-        return cls(start, torch.cat([torch.zeros(1, dtype=torch.long), start[:-1]]))
+        return cls(start, torch.cat([torch.zeros(stride, dtype=torch.long), start[:-stride]]))

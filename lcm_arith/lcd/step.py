@@ -61,7 +61,8 @@ def consistency_loss(
     Returns:
         The scalar loss. The student runs last, so that its activations are alive for no other pass.
     """
-    t, s = grid.start[batch.index], grid.end[batch.index]
+    index = batch.index.cpu()
+    t, s = (ends[index].to(batch.z0.device) for ends in (grid.start, grid.end))
     z = schedule.add_noise(batch.z0, batch.noise, t)
     at_t, at_s = schedule.at(t, z), schedule.at(s, z)
     with torch.no_grad():

@@ -1,0 +1,158 @@
+"""Stage ``base``: the UNet, a crowd of artists under captions that name none of them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ground.common import VARIANTS, Options, digest, say, train
+from lcm_arith.dataset import TrainingSet, embedded_pictures, encode
+from lcm_arith.embedded import files, pictures
+from lcm_arith.evaluation.report import png_bytes
+from lcm_arith.evaluation.sheets import contact_sheet
+from lcm_arith.families import Plan
+from lcm_arith.finetune import noise_loss
+from lcm_arith.lcd.schedule import Schedule
+from lcm_arith.sampling import encode_prompts, sample
+from lcm_arith.training import explicit_attention, step_generator
+
+SEED: Final = 41
+PLAN: Final = Plan(steps=8600, batch=64, learning_rate=1e-3, ema=0.999)
+CHANNELS: Final = (128, 192)
+HEADS: Final = 4
+SNR_FLOOR: Final = 0.05
+EMPTY, TAGGED = 0.1, 0.15  # shares of pictures without caption, and with a tag for it
+
+
+def build(options: Options) -> None:
+    """Trains the UNet on every thing of the base's sets; completes the folder ``emoji-sd``."""
+    pipeline = assemble(options)
+    unet, schedule = pipeline.unet, Schedule.of_pipeline(pipeline)
+    explicit_attention(unet)
+    data = encode(pipeline, embedded_pictures(pictures.base_sets(), "all", VARIANTS))
+    tags = TagEmbeddings(pipeline, data)
+    plan = options.shortened(PLAN)
+    forward = torch.compile(unet) if options.compiled else unet
+
+    def loss_of(step: int) -> Tensor:
+        generator = step_generator(SEED, step)
+        rows = torch.randint(len(data.z0), (plan.batch,), generator=generator)
+        z0, caption = data.z0[rows], data.caption_of[rows]
+        c = tags.draw(caption, generator)
+        t = torch.randint(len(schedule.alpha_t), (plan.batch,), generator=generator)
+        noise = torch.randn(z0.shape, generator=generator)
+        to = [x.to(unet.device) for x in (z0, noise, t, c)]
+        return noise_loss(forward, schedule, *to, floor=SNR_FLOOR)
+
+    def on_quarter(step: int) -> None:
+        unet.eval()
+        sheet(pipeline, step, options)
+        unet.train()
+
+    about = {
+        "seed": SEED,
+        "data": digest(files.DATA, files.MODEL / "text_encoder"),
+        "scaling_factor": pipeline.vae.config.scaling_factor,  # tells one encoder from another
+    }
+    train("base", unet, loss_of, plan, options, about, on_quarter)
+    unet.half().save_pretrained(files.MODEL / "unet")  # the other parts are written already
+    pipeline.scheduler.save_pretrained(files.MODEL / "scheduler")
+    pipeline.save_config(files.MODEL)
+    say(f"wrote {files.MODEL}")
+
+
+def assemble(options: Options) -> Any:
+    """The pipeline of the finished autoencoder and text tower with an untrained UNet."""
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = files.MODEL
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    text: Any = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        unet = UNet2DConditionModel(
+            sample_size=pictures.SIDE // 8,
+            in_channels=vae.config.latent_channels,
+            out_channels=vae.config.latent_channels,
+            block_out_channels=CHANNELS,
+            down_block_types=("CrossAttnDownBlock2D",) * len(CHANNELS),
+            up_block_types=("CrossAttnUpBlock2D",) * len(CHANNELS),
+            layers_per_block=1,
+            cross_attention_dim=text.config.hidden_size,
+            attention_head_dim=HEADS,  # the number of heads, against its name
+            norm_num_groups=16,
+        )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae.float(),
+        text_encoder=text.float(),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    for part in (pipeline.vae, pipeline.text_encoder):
+        part.eval().requires_grad_(False)
+    return pipeline.to(options.device)
+
+
+class TagEmbeddings:
+    """Embeddings of every caption with those of its tags, to draw from."""
+
+    def __init__(self, pipeline: Any, data: TrainingSet) -> None:
+        things = pictures.concepts()  # in the order in which the captions were encoded
+        if len(things) != len(data.embeds):
+            raise ValueError(f"{len(data.embeds)} embeddings of {len(things)} captions")
+        tags = sorted({tag for thing in things for tag in thing.tags})
+        self._data = data
+        self._tags = encode_prompts(pipeline, tags).cpu() if tags else data.uncond
+        place = {tag: index for index, tag in enumerate(tags)}
+        self._own = [[place[tag] for tag in thing.tags] for thing in things]
+
+    def draw(self, caption: Tensor, generator: torch.Generator) -> Tensor:
+        """Condition of each picture: its caption, at times one of its tags, or nothing."""
+        c = self._data.embeds[caption].clone()
+        chance = torch.rand(len(caption), generator=generator)
+        which = torch.rand(len(caption), generator=generator)
+        for row in (chance < EMPTY + TAGGED).nonzero().flatten().tolist():
+            own = self._own[int(caption[row])]
+            if chance[row] < EMPTY:
+                c[row] = self._data.uncond[0]
+            elif own:
+                c[row] = self._tags[own[int(which[row] * len(own))]]
+        return c
+
+
+def sheet(pipeline: Any, step: int, options: Options) -> None:
+    """``work/base-STEP.png``: three seeds of a few captions, above true pictures."""
+    chosen = [c.caption for c in pictures.hash_order(pictures.concepts())[:10]]
+    embeds, uncond = encode_prompts(pipeline, chosen), encode_prompts(pipeline, [""])
+    rows: list[tuple[str, list[np.ndarray]]] = []
+    for seed in range(3):
+        seeds = [100 * seed + i for i in range(len(chosen))]
+        shown = sample(pipeline, embeds, uncond, seeds, sampler="dpm++", steps=25, guidance=2.0)
+        rows.append((f"dpm++ 25, s=2\nseed {seed}", list(shown)))
+    by_caption = pictures.by_caption()
+    for name in pictures.base_sets():
+        true = [pictures.variants(name, by_caption[c], 1, seed=3)[0] for c in chosen]
+        rows.append((name, true))
+    page = contact_sheet(rows, chosen, f"Base, step {step}")
+    files.write_file(options.work / f"base-{step}.png", png_bytes(page))

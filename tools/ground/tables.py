@@ -1,0 +1,146 @@
+"""The README's table and sheets: every style and the bare base, combined against controls.
+
+For each style and part: teacher, the best control without acceleration at the same UNet passes, and
+the combined vector. Differences are paired over prompt and seed, with 95 % intervals clustered by
+prompt.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from lcm_arith.combination import NONE
+from lcm_arith.embedded import files, pictures
+from lcm_arith.evaluation.grid import Result
+from lcm_arith.evaluation.plan import Row
+from lcm_arith.evaluation.report import png_bytes
+from lcm_arith.evaluation.sheets import contact_sheet
+
+PASSES: Final = (8, 4, 2, 1)
+COLUMNS: Final = (
+    "pair_distance",
+    "retrieval_top1",
+    "style_accuracy",
+    "prompt_score",
+    "teacher_distance",
+    "sharp_ratio",
+    "diversity",
+)
+HEAD: Final = ("style", "row", "how", "NFE", *COLUMNS, "s/picture", "combined − control")
+OPEN, CLOSE = "<!-- table -->", "<!-- /table -->"
+
+Results = Mapping[tuple[str, str], Result]
+
+
+def lines(result: Result) -> list[tuple[str, ...]]:
+    """The table's rows of one style."""
+    table = dict(zip(result.rows, result.cells.to_dict(orient="records"), strict=True))
+    cells = {row.nfe: row for row in result.rows if row.role == "cell"}
+    shown: list[tuple[Row, str]] = [(result.grid.teacher, "teacher")]
+    for passes in PASSES:
+        shown += [(result.control(passes), "control"), (cells[passes], "combined")]
+    out = []
+    for row, name in shown:
+        values = [table[row][column] for column in COLUMNS]
+        gap = str(result.against_control(row)) if name == "combined" else ""
+        guided = f", s={row.guidance:g}" if row.nfe > row.steps else ""
+        out.append(
+            (
+                shown_name(result.grid.style),
+                name,
+                f"{row.sampler} {row.steps}{guided}",
+                str(row.nfe),
+                *("" if value != value else f"{value:.3f}" for value in values),
+                f"{table[row]['seconds_per_image']:.3f}",
+                gap,
+            )
+        )
+    return out
+
+
+def ceilings(part: str) -> list[tuple[str, ...]]:
+    """What the judge says of true pictures, per set, as drawn and through the VAE."""
+    stored = files.ceilings()[part]
+    names = ("retrieval_top1", "style_accuracy", "pair_distance", "sharp_ratio")
+    rows: list[tuple[str, ...]] = [("set", "pictures", *names)]
+    for name in (*pictures.sets(), "base"):
+        for how, said in (("real", "as drawn"), ("vae", "through the VAE")):
+            values = (stored[name][how].get(metric) for metric in names)
+            rows.append((name, said, *("" if v is None else f"{v:.3f}" for v in values)))
+    return rows
+
+
+def markdown(rows: Sequence[tuple[str, ...]]) -> str:
+    """A table, its first row the head."""
+    head, *body = rows
+    ruled = [head, tuple("---" for _ in head), *body]
+    return "\n".join("| " + " | ".join(row) + " |" for row in ruled)
+
+
+def sheet(results: Sequence[Result]) -> bytes:
+    """Six things of part A and four of B: teacher, controls, combined, and a true picture."""
+    grid = results[0].grid
+    rows = [grid.teacher.label, *(f"control {n} NFE" for n in PASSES)]
+    rows += [f"combined {n} NFE" for n in PASSES]
+    columns: list[str] = []
+    tiles: list[list[object]] = [[] for _ in range(len(rows) + 1)]
+    for result, count in zip(results, (6, 4), strict=False):  # a small ground may lack part B
+        cells = {row.nfe: row for row in result.rows if row.role == "cell"}
+        chosen = [result.grid.teacher, *map(result.control, PASSES), *(cells[n] for n in PASSES)]
+        for index, prompt in enumerate(result.grid.prompts[:count]):
+            columns.append(f"{prompt} ({pictures.by_caption()[prompt].part})")
+            for line, row in zip(tiles, chosen, strict=False):
+                line.append(result.pixels[row][index * len(result.grid.seeds)])
+            true = pictures.variants(grid.target_sets[0], pictures.by_caption()[prompt], 1, seed=3)
+            tiles[-1].append(true[0])
+    labelled = list(zip([*rows, f"true picture\n{grid.target_sets[0]}"], tiles, strict=True))
+    return png_bytes(contact_sheet(labelled, columns, f"{grid.style} + lcm, λ₁ = λ₂ = 1"))  # type: ignore[arg-type]  # tiles are arrays
+
+
+def shown_name(style: str) -> str:
+    """``base`` for no style."""
+    return "base" if style == NONE else style
+
+
+def write_sheets(results: Results, folder: Path) -> None:
+    """``sheet_STYLE.png`` of every style."""
+    for style in dict.fromkeys(style for style, _ in results):
+        both = [result for (of, _), result in results.items() if of == style]
+        files.write_file(folder / f"sheet_{shown_name(style)}.png", sheet(both))
+
+
+def publish(results: Results, repository: Path) -> None:
+    """Writes ``docs/table.md``, and its tables into the README."""
+    text = page(results)
+    files.write_file(repository / "docs" / "table.md", text)
+    readme = repository / "README.md"
+    shown = readme.read_text(encoding="utf-8")
+    before, after = shown.split(OPEN)[0], shown.split(CLOSE)[1]
+    short = text.replace("\n## ", "\n### ").split("\n\n", 1)[1]
+    files.write_file(readme, f"{before}{OPEN}\n{short}{CLOSE}{after}")
+
+
+def page(results: Results) -> str:
+    """The whole page."""
+    when = datetime.now(UTC).date().isoformat()
+    styles = tuple(dict.fromkeys(style for style, _ in results))
+    seeds = len(results[NONE, "A"].grid.seeds)
+    text = [
+        "# Combined against controls of equal cost",
+        f"`python tools/build_embedded.py report`, {when}, {platform.machine()}, torch "
+        f"{torch.__version__}. λ1 = λ2 = 1, LCM sampler, guidance 1; s/picture on one core. "
+        "The last column is the difference in pair_distance with its 95 % interval (below zero: "
+        "combined is closer to the true pictures).",
+    ]
+    for part in ("A", "B"):
+        count = len(results[NONE, part].grid.prompts)
+        body = [line for style in styles for line in lines(results[style, part])]
+        text += [f"## Part {part}: {count} captions × {seeds} seeds", markdown([HEAD, *body])]
+        text += [f"### The judge's ceilings on part {part}", markdown(ceilings(part))]
+    return "\n\n".join(text) + "\n"

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from lcm_arith.dataset import embedded_pictures, encode
+from lcm_arith.dataset import TrainingSet, embedded_pictures, encode
 from lcm_arith.embedded import pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.evaluation.metrics import Yardstick, cell_means
@@ -99,10 +99,11 @@ def cells(found: dict[str, dict[str, float]]) -> tuple[str, ...]:
     return tuple(f"{found[part][metric]:.3f}" for metric in METRICS for part in ("A", "B"))
 
 
-def study(variant: Variant, given: argparse.Namespace, bar: Progress) -> list[tuple[str, ...]]:
+def study(
+    variant: Variant, data: TrainingSet, given: argparse.Namespace, bar: Progress
+) -> list[tuple[str, ...]]:
     """The rows of one variant."""
     pipeline = load_pipeline(embedded().base)
-    data = encode(pipeline, embedded_pictures(pictures.base_sets(), "A", VARIANTS))
     plan = replace(embedded().acceleration, steps=given.steps, **variant.changes)
     task = bar.add_task(variant.name, total=plan.steps)
     tau, _ = distill(
@@ -162,8 +163,10 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     with Progress(console=Console(stderr=True)) as bar:
         table = references(given)
+        shown = embedded_pictures(pictures.base_sets(), "A", VARIANTS)
+        data = encode(load_pipeline(embedded().base), shown)
         for name in given.variants:
-            table += study(STUDY[name], given, bar)
+            table += study(STUDY[name], data, given, bar)
     plan = embedded().acceleration
     page = (
         f"# What makes a short distillation good\n\n"

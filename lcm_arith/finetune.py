@@ -24,18 +24,17 @@ from lcm_arith.training import (
 from lcm_arith.vector import TaskVector
 
 SNR_GAMMA: Final = 5.0
-SNR_FLOOR: Final = 0.1
-CAPTION_DROPOUT: Final = 0.3
+CAPTION_DROPOUT: Final = 0.1
 
 
 def snr_weight(
-    schedule: Schedule, t: Tensor, *, floor: float = SNR_FLOOR, gamma: float = SNR_GAMMA
+    schedule: Schedule, t: Tensor, *, floor: float = 0.0, gamma: float = SNR_GAMMA
 ) -> Tensor:
     """clamp(SNR, floor, γ) / SNR of noise prediction at ``t`` ``[B]``.
 
-    Above the floor it is eq. 9 of arXiv:2303.09556. In terms of x₀ that weight is min(SNR, γ), next
-    to nothing at the highest noise, where which picture it becomes is decided (SNR 0.005 to 0.05):
-    the floor lets a style be learnt there (arXiv:2411.14793).
+    Without a floor it is eq. 9 of arXiv:2303.09556. In terms of x₀ that weight is min(SNR, γ), next
+    to nothing at the highest noise, where which picture it becomes is decided (SNR 0.005 to 0.05);
+    a floor gives it more (arXiv:2411.14793).
     """
     snr = (schedule.alpha_t[t] / schedule.sigma_t[t]).square()
     return snr.clamp(floor, gamma) / snr
@@ -49,7 +48,7 @@ def noise_loss(
     t: Tensor,
     c: Tensor,
     *,
-    floor: float = SNR_FLOOR,
+    floor: float = 0.0,
 ) -> Tensor:
     """Weighted mean of ‖ε_θ(z_t, t, c) − ε‖² over pictures and elements."""
     z = schedule.add_noise(z0, noise, t)
@@ -69,7 +68,7 @@ def finetune(
     on_step: OnStep,
     checkpoint: Checkpoint | None = None,
     caption_dropout: float = CAPTION_DROPOUT,
-    floor: float = SNR_FLOOR,
+    floor: float = 0.0,
 ) -> tuple[TaskVector, Outcome]:
     """A style vector trained on ``data``; ``pipeline``'s UNet carries the adapter afterwards.
 

@@ -113,7 +113,7 @@ def study(
     LiveWeights(fresh).apply(tau)
     found = [judged(fresh, given.style, part, given) for part in ("A", "B")]
     tail = outcome.losses[-50:]
-    row = (variant.name, f"{sum(tail) / len(tail):.4f}")
+    row: tuple[str, ...] = (variant.name, f"{sum(tail) / len(tail):.4f}")
     row += tuple(f"{values[m]:.3f}" for m in METRICS for values in found)
     bar.console.print(" | ".join(row))
     return row

@@ -69,11 +69,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, metavar="N", default=os.cpu_count())
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the base: a quarter faster, needs a C++ compiler",
-    )
-    parser.add_argument(
         "--shorter", type=int, metavar="N", default=1, help="divide all steps by N, for a trial"
     )
     parser.add_argument(
@@ -114,7 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         packages=given.packages,
         data=given.data,
         device=given.device,
-        compiled=given.compile,
         shorter=given.shorter,
         seconds=given.seconds,
         only=tuple(given.only),

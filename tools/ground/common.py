@@ -37,7 +37,6 @@ class Options:
         packages: Folder of downloaded npm packages.
         data: Folder of the user's own pictures, STYLE/x.png + x.txt; None takes the emoji.
         device: torch's name.
-        compiled: Whether the base is compiled: a quarter faster, two minutes late.
         shorter: Every training takes its steps divided by this, for trials.
         seconds: Between two checkpoints.
         only: Names of vectors that ``styles`` trains; empty for all.
@@ -48,7 +47,6 @@ class Options:
     packages: Path
     data: Path | None = None
     device: str = "cpu"
-    compiled: bool = False
     shorter: int = 1
     seconds: float = 240.0
     only: tuple[str, ...] = ()

@@ -60,12 +60,22 @@ class TrainingSet:
         return self.z0[rows], self.embeds[self.caption_of[rows]]
 
 
-def embedded_pictures(sets: Sequence[str], part: str, count: int) -> Captioned:
-    """``count`` variations of every drawing of the named sets in a part, with its caption."""
+def embedded_pictures(sets: Sequence[str], part: str, count: int, *, tagged: int = 0) -> Captioned:
+    """``count`` variations of every drawing of the named sets in a part, with its caption.
+
+    Every ``tagged``-th variation has one of the thing's tags for a caption; 0 has none.
+    """
     rows = [(name, c) for name in sets for c in pictures.concepts(part)]
     pixels = np.concatenate([pictures.variants(name, c, count) for name, c in rows])
-    captions = tuple(c.caption for _, c in rows for _ in range(count))
-    return Captioned(pixels, captions, {"sets": list(sets), "part": part, "variants": count})
+    captions = tuple(_words(c, i, tagged) for _, c in rows for i in range(count))
+    about = {"sets": list(sets), "part": part, "variants": count, "tagged": tagged}
+    return Captioned(pixels, captions, about)
+
+
+def _words(concept: pictures.Concept, variation: int, tagged: int) -> str:
+    if not tagged or not concept.tags or variation % tagged:
+        return concept.caption
+    return concept.tags[variation // tagged % len(concept.tags)]
 
 
 def folder_pictures(folder: Path, size: int) -> Captioned:

@@ -16,6 +16,7 @@ from lcm_arith.training import (
     OnStep,
     Outcome,
     adapted,
+    adapter_off,
     adapter_vector,
     add_adapter,
     fit,
@@ -48,13 +49,15 @@ def noise_loss(
     t: Tensor,
     c: Tensor,
     *,
+    goal: Tensor | None = None,
     floor: float = 0.0,
 ) -> Tensor:
-    """Weighted mean of ‖ε_θ(z_t, t, c) − ε‖² over pictures and elements."""
+    """Weighted mean of ‖ε_θ(z_t, t, c) − goal‖² over pictures and elements; the goal is ε."""
     z = schedule.add_noise(z0, noise, t)
     with fast_math(z.device):
         epsilon = unet(z, t, encoder_hidden_states=c).sample
-    error = (epsilon.float() - noise).square().flatten(1).mean(1)  # [B]
+    goal = noise if goal is None else goal
+    error = (epsilon.float() - goal).square().flatten(1).mean(1)  # [B]
     loss: Tensor = (snr_weight(schedule, t.cpu(), floor=floor).to(error) * error).mean()
     return loss
 
@@ -68,6 +71,7 @@ def finetune(
     on_step: OnStep,
     checkpoint: Checkpoint | None = None,
     caption_dropout: float = CAPTION_DROPOUT,
+    keep_empty: bool = False,
     floor: float = 0.0,
 ) -> tuple[TaskVector, Outcome]:
     """A style vector trained on ``data``; ``pipeline``'s UNet carries the adapter afterwards.
@@ -80,6 +84,9 @@ def finetune(
         on_step: Told about every step.
         checkpoint: Kept while training and gone on with.
         caption_dropout: Share of pictures that are shown without their caption.
+        keep_empty: Without a caption the goal is the base's own answer, not the picture. Guidance
+            steps away from that answer: a style in it would be taken out of the picture again,
+            above all for captions that the style never saw.
         floor: Least SNR that a noise level is weighted by, see :func:`snr_weight`.
 
     Raises:
@@ -95,8 +102,14 @@ def finetune(
         c = torch.where(dropped[:, None, None], data.uncond, c)
         t = torch.randint(len(schedule.alpha_t), (plan.batch,), generator=generator)
         noise = torch.randn(z0.shape, generator=generator)
-        on_device = [x.to(unet.device) for x in (z0, noise, t, c)]
-        return noise_loss(adapted(unet), schedule, *on_device, floor=floor)
+        z0, noise, t, c, dropped = (x.to(unet.device) for x in (z0, noise, t, c, dropped))
+        goal = noise.clone()
+        if keep_empty and dropped.any():
+            z = schedule.add_noise(z0, noise, t)
+            with torch.no_grad(), adapter_off(unet), fast_math(z.device):
+                kept = unet(z[dropped], t[dropped], encoder_hidden_states=c[dropped]).sample
+            goal[dropped] = kept.float()
+        return noise_loss(adapted(unet), schedule, z0, noise, t, c, goal=goal, floor=floor)
 
     outcome = fit(unet, loss_of, plan, on_step, checkpoint=checkpoint)
     origin = {"operation": "finetune", "skipped_steps": outcome.skipped}

@@ -16,7 +16,7 @@ from lcm_arith.dataset import embedded_pictures, encode, folder_pictures
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import DivergedError, InvalidContentError, NotFoundError, VerificationError
 from lcm_arith.families import Training, embedded
-from lcm_arith.finetune import noise_loss, snr_weight
+from lcm_arith.finetune import finetune, noise_loss, snr_weight
 from lcm_arith.lcd.schedule import Schedule
 from lcm_arith.make_vectors import Request, make_acceleration, make_style
 from lcm_arith.proof import prove_loads
@@ -105,6 +105,23 @@ def test_training_lowers_the_loss_on_its_pictures(fresh_pipeline: Callable[[], A
         Training(rank=4, steps=12, batch=8, learning_rate=2e-3),
         lambda _, loss: losses.append(loss))  # fmt: skip
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("keep_empty", [True, False])
+def test_without_a_caption_a_style_learns_nothing_where_the_empty_one_is_kept(
+    fresh_pipeline: Callable[[], Any], keep_empty: bool
+) -> None:
+    pipeline = fresh_pipeline()
+    data = encode(pipeline, embedded_pictures(("fluent-emoji-high-contrast",), "A", 1))
+    tau, outcome = finetune(
+        pipeline, data, SMALL, seed=0, on_step=quiet, caption_dropout=1.0, keep_empty=keep_empty
+    )
+    largest = max(float(tau[module].dense().abs().max()) for module in tau)
+    if keep_empty:  # the same numbers through the same network: exactly zero
+        assert (largest, outcome.losses) == (0.0, [0.0] * SMALL.steps)
+    else:
+        assert largest > 0
+        assert min(outcome.losses) > 0
 
 
 def test_merged_weights_give_pefts_outputs_and_gradients(
@@ -196,6 +213,15 @@ def test_embedded_training_pictures_are_part_a_only() -> None:
     shown = embedded_pictures(("twemoji",), "A", 2)
     assert set(shown.captions) == {c.caption for c in pictures.concepts("A")}
     assert len(shown.pixels) == 2 * len(pictures.concepts("A"))
+
+
+def test_every_third_training_picture_can_be_captioned_by_a_tag() -> None:
+    shown = embedded_pictures(("twemoji",), "A", 6, tagged=3)
+    for at, thing in enumerate(pictures.concepts("A")):
+        own = shown.captions[6 * at : 6 * at + 6]
+        tags = thing.tags or (thing.caption,)
+        assert own[1:3] + own[4:] == (thing.caption,) * 4
+        assert own[::3] == (tags[0], tags[1 % len(tags)])
 
 
 def test_latents_decode_to_the_pictures(pipeline: Any) -> None:

@@ -23,6 +23,7 @@ GUIDANCE: Final = (1.5, 2.0, 3.0, 5.0)
 SCANNED, SCAN_SEEDS, CHUNK = 200, 2, 64
 TEACHER_STEPS: Final = 25
 STYLE_SEED, ACCELERATION_SEED = 51, 61
+STYLE_STEPS, ACCELERATION_STEPS = 1000, 2400  # ``finetune`` and ``distill`` stop sooner by default
 SCAN: Final = "guidance.json"
 
 
@@ -83,14 +84,13 @@ def write_defaults(guidance: float) -> None:
 def build_styles(options: Options) -> None:
     """Trains the style vectors on part A."""
     for name in options.only or pictures.style_sets():
-        request = _request(name, f"style-{name}", STYLE_SEED, embedded().style.steps, options)
+        request = _request(name, f"style-{name}", STYLE_SEED, STYLE_STEPS, options)
         _make(f"style {name}", request, partial(make_style, request, name))
 
 
 def build_acceleration(options: Options) -> None:
     """Distils the acceleration vector on part A, at the ω that equals the base's guidance."""
-    steps = embedded().acceleration.steps
-    request = _request("lcm", "acceleration", ACCELERATION_SEED, steps, options)
+    request = _request("lcm", "acceleration", ACCELERATION_SEED, ACCELERATION_STEPS, options)
     _make("acceleration", request, partial(make_acceleration, request, None))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError, VerificationError
-from lcm_arith.formats import container, diffusers
+from lcm_arith.formats import container, dialects, diffusers
 from lcm_arith.vector import Source, TaskVector
 
 OWN_METADATA: Final = "lcm_arith"
@@ -47,7 +47,7 @@ def load(name: str | Path) -> TaskVector:
     """
     path = locate(name)
     tensors, metadata = container.read_safetensors(path)
-    deltas = diffusers.parse(tensors, metadata, str(path))
+    deltas = dialects.parse(tensors, metadata, str(path)).deltas
     origin = {"name": str(name)} if str(name) in files.vector_names() else {}
     origin["sha256"] = files.sha256(path)
     return TaskVector(((1.0, Source(deltas, origin, metadata)),))

@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.text import Text
 
-from lcm_arith.cli import combine, demo, distill, finetune, generate, grid_eval
+from lcm_arith.cli import combine, convert, demo, distill, finetune, generate, grid_eval, inspect
 from lcm_arith.cli.output import stderr
 from lcm_arith.errors import LcmArithError, StorageError
 
@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 for _name, _module in (
     ("combine", combine),
+    ("convert", convert),
+    ("inspect", inspect),
     ("generate", generate),
     ("finetune", finetune),
     ("distill", distill),

@@ -37,12 +37,14 @@ class Method:
         function: What does it.
         source: In words, with its paper.
         exact: Whether it is the plain sum where no rank is asked.
+        pivot: Whether the last term plays another part than the others.
     """
 
     name: str
     function: MethodFunction
     source: str
     exact: bool = False
+    pivot: bool = False
 
 
 def linear(stack: Stack, rank: int | None) -> Triplets:
@@ -122,7 +124,12 @@ METHODS: Final = {
         Method("iso-c", iso_c, "the sum with one singular value; arXiv:2502.04959"),
         Method("iso-cts", iso_cts, "common and own directions, one value; arXiv:2502.04959"),
         Method("cart", cart, "the sum and each term's leading difference; arXiv:2412.12153"),
-        Method("orthogonal", orthogonal, "styles off the last term's dominant output directions"),
+        Method(
+            "orthogonal",
+            orthogonal,
+            "the others off the last term's dominant output directions",
+            pivot=True,
+        ),
     )
 }
 

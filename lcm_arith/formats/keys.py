@@ -195,3 +195,26 @@ def _numbered() -> Mapping[str, str]:
     return {f"unet:{i}": m for i, m in enumerate(unet)} | {
         f"text_encoder:{i}": m for i, m in enumerate(text)
     }
+
+
+# Dialect → what one of its keys looks like, in the order in which they are tried.
+_DIALECTS: Final = (
+    ("cloneofsimo", re.compile(r"\w+:\d+:(?:up|down)")),
+    ("kohya-sgm", re.compile(r"lora_unet_(?:input|middle|output)_block.*")),
+    ("kohya", re.compile(r"lora_(?:unet|te\d?)_.*")),
+    ("comfy", re.compile(r"(?:diffusion_model|text_encoders)\..*")),
+    ("diffusers-scripts", re.compile(r"unet\.base_model\.model\..*")),
+    ("peft", re.compile(r"base_model\.model\..*")),
+    ("diffusers", re.compile(r"(?:unet|text_encoder(?:_2)?)\..+\.lora_[AB]\b.*")),
+    ("old diffusers", re.compile(r".*lora.*\.(?:up|down)\.weight")),
+)
+
+
+def dialect(keys: Iterable[str]) -> str:
+    """The dialects of a file's keys, joined by + where there are several."""
+    found: dict[str, None] = {}
+    for key in keys:
+        name = next((name for name, form in _DIALECTS if form.fullmatch(key)), None)
+        if name:
+            found[name] = None
+    return " + ".join(found) or "unknown"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lcm_arith.cli import options
-from lcm_arith.cli.output import print_json, stdout
+from lcm_arith.cli.output import print_json, print_vector, write_vector
 
 EXAMPLES = """Examples:
 
@@ -46,15 +46,11 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Write an adapter in another format: same updates, alpha = rank in every module."""
-    from lcm_arith.adapters import DTYPES, check_output, load, save
+    from lcm_arith.adapters import check_output, load
 
     check_output(out, force=force)
-    tau = load(adapter)
-    digest = save(tau, out, dtype=DTYPES[dtype.value], force=force, form=form.value)
+    result = write_vector(load(adapter), out, dtype=dtype, force=force, about={}, form=form.value)
     if as_json:
-        print_json(
-            {"path": str(out), "sha256": digest, "format": form.value, "modules": len(tau)}
-        )
-        return
-    stdout.print(f"{len(tau)} modules as {form.value}, {dtype.value}")
-    stdout.print(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)", soft_wrap=True)
+        print_json(result)
+    else:
+        print_vector(result)

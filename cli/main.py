@@ -8,7 +8,18 @@ import sys
 import typer
 from rich.text import Text
 
-from lcm_arith.cli import combine, convert, demo, distill, finetune, generate, grid_eval, inspect
+from lcm_arith.cli import (
+    combine,
+    convert,
+    demo,
+    distill,
+    finetune,
+    generate,
+    grid_eval,
+    inspect,
+    negate,
+    reproject,
+)
 from lcm_arith.cli.output import stderr
 from lcm_arith.errors import LcmArithError, StorageError
 
@@ -23,6 +34,8 @@ app = typer.Typer(
 )
 for _name, _module in (
     ("combine", combine),
+    ("negate", negate),
+    ("reproject", reproject),
     ("convert", convert),
     ("inspect", inspect),
     ("generate", generate),

@@ -76,7 +76,7 @@ def iso_c(stack: Stack, rank: int | None) -> Triplets:
 
 
 def iso_cts(stack: Stack, rank: int | None) -> Triplets:
-    """k common directions of the sum and s of each term's rest, orthonormal, one singular value.
+    """K common directions of the sum and s of each term's rest, orthonormal, one singular value.
 
     k = ⌊0.8 R⌋, s = ⌊(R − k) / T⌋; the rest of a term is Δᵢ − U_k U_kᵀ Δᵢ; the mean runs over all
     kept singular values.

@@ -44,7 +44,7 @@ def table(family: str) -> Mapping[str, Shape]:
 
 
 def weight_shapes(base: Path) -> dict[str, Shape]:
-    """The table of a diffusers folder's UNet and text encoders, read from the headers of its weight files."""
+    """The table of a diffusers folder's UNet and text encoders, from its files' headers."""
     shapes: dict[str, Shape] = {}
     for path in sorted(base.glob("*/*.safetensors")):
         if path.parent.name not in KOHYA_PREFIX:
@@ -59,7 +59,7 @@ def weight_shapes(base: Path) -> dict[str, Shape]:
 
 
 def kohya_name(module: str, *, text_encoders: int = 1) -> str:
-    """kohya's name of a canonical module with diffusers' block names.
+    """Kohya's name of a canonical module with diffusers' block names.
 
     Args:
         module: Canonical.

@@ -187,21 +187,17 @@ def _taken(spectra: Mapping[str, Tensor], places: list[tuple[str, int]]) -> dict
 
 
 def _by_ratio(budget: Budget, spectra: Mapping[str, Tensor], _: Any) -> dict[str, int]:
-    """kohya's sv_ratio: singular values above the largest / value."""
-    return {
-        module: max(1, int((s > s[0] / budget.value).sum())) for module, s in spectra.items()
-    }
+    """Kohya's sv_ratio: singular values above the largest / value."""
+    return {module: max(1, int((s > s[0] / budget.value).sum())) for module, s in spectra.items()}
 
 
 def _by_norm(budget: Budget, spectra: Mapping[str, Tensor], _: Any) -> dict[str, int]:
-    """kohya's sv_fro: the fewest that hold this share of the Frobenius norm."""
-    return {
-        module: _fewest(s.square(), budget.value**2) for module, s in spectra.items()
-    }
+    """Kohya's sv_fro: the fewest that hold this share of the Frobenius norm."""
+    return {module: _fewest(s.square(), budget.value**2) for module, s in spectra.items()}
 
 
 def _by_sum(budget: Budget, spectra: Mapping[str, Tensor], _: Any) -> dict[str, int]:
-    """kohya's sv_cumulative: the fewest that hold this share of Σ σ."""
+    """Kohya's sv_cumulative: the fewest that hold this share of Σ σ."""
     return {module: _fewest(s, budget.value) for module, s in spectra.items()}
 
 
@@ -214,9 +210,13 @@ _SHARE: Final = (0.0, 1.0)
 BUDGETS: Final = {
     "rank": BudgetKind("this rank in every module", (0.0, math.inf), _same_rank),
     "energy": BudgetKind("this share of Σ σ² over all modules", _SHARE, _by_energy),
-    "max_error": BudgetKind("at most this ‖lost‖ / ‖update‖ over all modules", (0.0, 1.0), _by_energy),
+    "max_error": BudgetKind(
+        "at most this ‖lost‖ / ‖update‖ over all modules", (0.0, 1.0), _by_energy
+    ),
     "size": BudgetKind("at most so many MiB of numbers", (0.0, math.inf), _by_size),
-    "sv_ratio": BudgetKind("σ above the module's largest / this (kohya)", (1.0, math.inf), _by_ratio),
+    "sv_ratio": BudgetKind(
+        "σ above the module's largest / this (kohya)", (1.0, math.inf), _by_ratio
+    ),
     "sv_fro": BudgetKind("this share of each module's norm (kohya)", _SHARE, _by_norm),
     "sv_cumulative": BudgetKind("this share of each module's Σ σ (kohya)", _SHARE, _by_sum),
 }

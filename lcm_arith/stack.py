@@ -1,6 +1,6 @@
 """The terms of one target module in the basis of their stacked factors.
 
-With Q_B R_B = [B₁ … B_T] and Q_A R_A = [A₁ᵀ … A_Tᵀ], term i is ΔWᵢ = Q_B Mᵢ Q_Aᵀ with the small core
+With Q_B R_B = [B₁ … B_T] and Q_A R_A = [A₁ᵀ … A_Tᵀ], term i is ΔWᵢ = Q_B Mᵢ Q_Aᵀ with the core
 Mᵢ = scaleᵢ · R_B[:, i] R_A[:, i]ᵀ. Nothing is lost, and whatever commutes with rotations (sums,
 singular value decompositions, projections) can be done on the cores alone.
 """

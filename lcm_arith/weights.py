@@ -1,7 +1,7 @@
 """λ of a vector as people write it: ``style:0.8``, ``style:0.8,te=0.5,up.1=0``, ``<lora:a:0.8>``.
 
-A part of the model gets its own λ by name: a component (``unet``, ``te``, ``te1``, ``te2``), a block
-(``down``, ``mid``, ``up.1``, ``up.1.attentions.0``), any beginning of a canonical module, or a
+A part of the model gets its own λ by name: a component (``unet``, ``te``, ``te1``, ``te2``), a
+block (``down``, ``mid``, ``up.1``, ``up.1.attentions.0``), any beginning of a canonical module, or a
 regular expression between slashes. The longest match wins, so every module can be reached.
 """
 
@@ -31,15 +31,19 @@ _SHORT: Final = {
 _BOTH_ENCODERS: Final = "te"
 
 # kohya's --lbws: entry → SGM blocks it weighs; the first entry is the text encoder.
-_IN: Final = "input_blocks"
-_OUT: Final = "output_blocks"
-_MIDDLE: Final = "middle_block"
 LBW: Final[Mapping[int, tuple[str, ...]]] = {
-    12: (*(f"{_IN}.{i}" for i in (4, 5, 7, 8)), _MIDDLE, *(f"{_OUT}.{i}" for i in range(6))),
-    17: (*(f"{_IN}.{i}" for i in (1, 2, 4, 5, 7, 8)), _MIDDLE, *(f"{_OUT}.{i}" for i in range(3, 12))),
-    20: (*(f"{_IN}.{i}" for i in range(9)), _MIDDLE, *(f"{_OUT}.{i}" for i in range(9))),
-    26: (*(f"{_IN}.{i}" for i in range(12)), _MIDDLE, *(f"{_OUT}.{i}" for i in range(12))),
-}  # fmt: skip
+    length: (
+        *(f"input_blocks.{i}" for i in ins),
+        "middle_block",
+        *(f"output_blocks.{i}" for i in outs),
+    )
+    for length, ins, outs in (
+        (12, (4, 5, 7, 8), range(6)),  # SDXL
+        (17, (1, 2, 4, 5, 7, 8), range(3, 12)),  # SD1.5
+        (20, range(9), range(9)),  # SDXL with convolutions
+        (26, range(12), range(12)),  # SD1.5 with convolutions
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,7 @@ def parse_term(text: str) -> Term:
     body = pasted[1] if pasted else text.strip()
     body, blocks = _take_blocks(body, text)
     name, colon, numbers = body.rpartition(":")
-    if not colon:
-        name, numbers = body, "1"
-    elif not re.fullmatch(r"[-+.0-9]", numbers[:1]):  # a path such as C:\x or a name with a colon
+    if not colon or not re.fullmatch(r"[-+.0-9]", numbers[:1]):
         name, numbers = body, "1"
     if not name:
         raise UsageError(f"{text!r}: names no vector", hint="write NAME:λ, such as my-style:0.8")
@@ -151,7 +153,9 @@ def _check_selector(selector: str, text: str) -> None:
         except re.error as error:
             raise UsageError(f"{text!r}: {selector} is no regular expression ({error})") from None
     elif not re.fullmatch(r"\w+(?:\.\w+)*", selector):
-        raise UsageError(f"{text!r}: {selector!r} names no part", hint="such as te, up.1 or /attn2/")
+        raise UsageError(
+            f"{text!r}: {selector!r} names no part", hint="such as te, up.1 or /attn2/"
+        )
 
 
 def match_length(selector: str, module: str) -> int:

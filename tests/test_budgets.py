@@ -42,12 +42,12 @@ def test_energy_is_kept_and_one_step_less_would_not_keep_it(share: float) -> Non
             continue
         ranks = Budget(kind, value).ranks(SPECTRA, COSTS)
         assert energy(ranks) >= share * TOTAL * (1 - 1e-12)
-        fewer = [
-            {**ranks, m: r - 1} for m, r in ranks.items() if r > 1
-        ]
+        fewer = [{**ranks, m: r - 1} for m, r in ranks.items() if r > 1]
         worst = min(fewer, key=lambda r: TOTAL - energy(r), default=None)
         if worst:  # taking back the least worthy value breaks the promise
-            least = min(fewer, key=lambda r: (energy(ranks) - energy(r)) / (numbers(ranks) - numbers(r)))
+            least = min(
+                fewer, key=lambda r: (energy(ranks) - energy(r)) / (numbers(ranks) - numbers(r))
+            )
             assert energy(least) < share * TOTAL
 
 
@@ -93,7 +93,9 @@ def test_a_budget_of_a_whole_vector_is_the_dense_truncation(budget: str) -> None
     generator, deltas = torch.Generator().manual_seed(0), {}
     for index, (out, width) in enumerate(((30, 20), (8, 40))):
         deltas[f"unet.m{index}"] = LowRankDelta(
-            torch.randn(6, width, generator=generator), torch.randn(out, 6, generator=generator), 0.5
+            torch.randn(6, width, generator=generator),
+            torch.randn(out, 6, generator=generator),
+            0.5,
         )
     tau = TaskVector(((1.0, Source(deltas)),))
     for module in tau:
@@ -109,9 +111,7 @@ def test_a_budget_of_a_whole_vector_is_the_dense_truncation(budget: str) -> None
         total += float(values.square().sum())
         u, s, vh = torch.linalg.svd(tau[module].dense(torch.float64), full_matrices=False)
         want = (u[:, :rank] * s[:rank]) @ vh[:rank]
-        torch.testing.assert_close(
-            small[module].dense(torch.float64), want, rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(small[module].dense(torch.float64), want, rtol=1e-4, atol=1e-4)
     assert retained_energy(small) == pytest.approx(1 - lost / total, rel=1e-6)
     if budget in ("energy", "max_error"):
         assert lost / total <= (0.2 if budget == "energy" else 0.16) + 1e-9

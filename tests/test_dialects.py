@@ -248,9 +248,8 @@ def test_what_cannot_be_read_is_refused_by_name(keys: tuple[str, ...], told: str
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_diffusers_understands_our_kohya_names(family: str) -> None:
     """An independent reader: diffusers' own converters, as its pipelines call them."""
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-
     import build_tables
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
     deltas = adapter(family, (*LCM_TARGETS, "q_proj", "out_proj"))
     xl = family in ("ssd1b", "sdxl")
@@ -287,7 +286,9 @@ def test_real_adapters_are_read_whole(name: str, modules: int, text: int) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("endings", [LCM_TARGETS, ("to_q", "to_k", "to_v", "to_out.0"), ("attn2.to_k",)])
+@pytest.mark.parametrize(
+    "endings", [LCM_TARGETS, ("to_q", "to_k", "to_v", "to_out.0"), ("attn2.to_k",)]
+)
 def test_shapes_tell_the_family(family: str, endings: tuple[str, ...]) -> None:
     found = candidates({m: tuple(d.shape) for m, d in adapter(family, endings).items()})
     assert found[0].family == family

@@ -123,17 +123,17 @@ def spell_peft(deltas: Mapping[str, LowRankDelta], family: str | None) -> Spelle
 
 
 def spell_kohya(deltas: Mapping[str, LowRankDelta], family: str | None) -> Spelled:
-    """kohya's file with diffusers' block names; alpha = rank in every module."""
+    """Kohya's file with diffusers' block names; alpha = rank in every module."""
     return _kohya(deltas, family, {})
 
 
 def spell_kohya_sgm(deltas: Mapping[str, LowRankDelta], family: str | None) -> Spelled:
-    """kohya's file with Stability's block names, as kohya trains SDXL."""
+    """Kohya's file with Stability's block names, as kohya trains SDXL."""
     return _kohya(deltas, family, sgm_names(_published(family, "kohya-sgm")))
 
 
 def spell_comfy(deltas: Mapping[str, LowRankDelta], family: str | None) -> Spelled:
-    """ComfyUI's own: ``diffusion_model.<SGM path>.lora_up.weight``, text encoders by CLIP's name."""
+    """ComfyUI's own: ``diffusion_model.<SGM path>.lora_up.weight``; text encoders by CLIP."""
     names = sgm_names(_published(family, "comfy"))
     clip = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 

@@ -38,7 +38,7 @@ class Alphas:
         self._where = where
 
     def of(self, module: str, rank: int) -> float | None:
-        """alpha of a module; with rsLoRA the one that gives its scale by alpha / rank."""
+        """Alpha of a module; with rsLoRA the one that gives its scale by alpha / rank."""
         component, path = module.split(".", 1)
         patterns = self._config.get(f"{component}.alpha_pattern") or {}
         if not isinstance(patterns, dict):

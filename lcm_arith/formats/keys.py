@@ -115,7 +115,9 @@ _PREFIXES: Final = (
     ("unet.", "unet."),
 )
 _PATH: Final = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
-_UNET_TOP: Final = re.compile(r"(?:down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding)\b")
+_UNET_TOP: Final = re.compile(
+    r"(?:down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding)\b"
+)
 
 
 def canonical(stem: str) -> str | None:
@@ -175,7 +177,7 @@ def _dotted_sgm() -> Mapping[str, str]:
 
 @cache
 def _numbered() -> Mapping[str, str]:
-    """cloneofsimo's ``unet:N`` and ``text_encoder:N`` of SD1.5: places in the walk of 2022.
+    """Cloneofsimo's ``unet:N`` and ``text_encoder:N`` of SD1.5: places in the walk of 2022.
 
     Then a transformer block held attn1, ff, attn2 in this order, and CLIP's attention k, v, q, out.
     """

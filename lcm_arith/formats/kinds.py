@@ -79,7 +79,7 @@ def lora(parts: Parts, alpha: float | None) -> LowRankDelta:
 
 
 def cp(parts: Parts, alpha: float | None) -> LowRankDelta:
-    """up ``[out, r1, 1, 1]``, mid ``[r1, r2, kh, kw]``, down ``[r2, in, 1, 1]``."""
+    """Up ``[out, r1, 1, 1]``, mid ``[r1, r2, kh, kw]``, down ``[r2, in, 1, 1]``."""
     mid, down = parts["mid"].float(), parts["down"].flatten(1).float()
     _check(mid.ndim == 4 and mid.shape[1] == len(down), parts)
     joined = torch.einsum("rskl,si->rikl", mid, down)  # [r1, in, kh, kw]

@@ -17,8 +17,10 @@ from lcm_arith.cli import (
     generate,
     grid_eval,
     inspect,
+    interfere,
     negate,
     reproject,
+    verify,
 )
 from lcm_arith.cli.output import stderr
 from lcm_arith.errors import LcmArithError, StorageError
@@ -38,6 +40,8 @@ for _name, _module in (
     ("reproject", reproject),
     ("convert", convert),
     ("inspect", inspect),
+    ("interfere", interfere),
+    ("verify", verify),
     ("generate", generate),
     ("finetune", finetune),
     ("distill", distill),

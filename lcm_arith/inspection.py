@@ -3,52 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from lcm_arith.adapters import locate
-from lcm_arith.delta import LowRankDelta
+from lcm_arith.analysis import inner, share_by_block
 from lcm_arith.embedded import files
 from lcm_arith.formats import container, dialects
 from lcm_arith.formats.keys import dialect
 from lcm_arith.modules import candidates
 
 _TRIGGERS: Final = ("instance_prompt", "modelspec.trigger_phrase", "ss_trigger_words")
-
-
-def inner(one: LowRankDelta, other: LowRankDelta) -> float:
-    """⟨ΔW, ΔW'⟩ of two updates of one module, from the factors, float64.
-
-    tr(ΔWᵀ ΔW') = Σ (BᵀB') ∘ (A A'ᵀ): the dense updates are never built.
-    """
-    ups = one.up.flatten(1).double().T @ other.up.flatten(1).double()  # [r, r']
-    downs = one.down.flatten(1).double() @ other.down.flatten(1).double().T
-    return one.scale * other.scale * float((ups * downs).sum())
-
-
-def norm(delta: LowRankDelta) -> float:
-    """Frobenius norm of an update."""
-    return math.sqrt(max(0.0, inner(delta, delta)))
-
-
-def block_of(module: str) -> str:
-    """Component and block: ``unet.up_blocks.1``, ``text_encoder``."""
-    component, *path = module.split(".")
-    if component != "unet":
-        return component
-    return ".".join(("unet", path[0], *(path[1:2] if path[1:2] and path[1].isdigit() else ())))
-
-
-def share_by_block(deltas: Iterable[tuple[str, LowRankDelta]]) -> dict[str, float]:
-    """Block → its share of the squared norm, in the order in which blocks first come."""
-    energies: dict[str, float] = defaultdict(float)
-    for module, delta in deltas:
-        energies[block_of(module)] += inner(delta, delta)
-    total = sum(energies.values())
-    return {block: value / total if total else 0.0 for block, value in energies.items()}
 
 
 @dataclass(frozen=True)
@@ -101,7 +68,7 @@ def inspect(name: str | Path) -> Inspection:
         dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())),
         parameters=sum(t.numel() for t in tensors.values()),
         norm=math.sqrt(sum(inner(d, d) for d in parsed.deltas.values())),
-        blocks=share_by_block(sorted(parsed.deltas.items())),
+        blocks=share_by_block(parsed.deltas),
         triggers={key: metadata[key] for key in _TRIGGERS if key in metadata},
         metadata=dict(sorted(metadata.items())),
     )

@@ -1,8 +1,8 @@
 """λ of a vector as people write it: ``style:0.8``, ``style:0.8,te=0.5,up.1=0``, ``<lora:a:0.8>``.
 
 A part of the model gets its own λ by name: a component (``unet``, ``te``, ``te1``, ``te2``), a
-block (``down``, ``mid``, ``up.1``, ``up.1.attentions.0``), any beginning of a canonical module, or a
-regular expression between slashes. The longest match wins, so every module can be reached.
+block (``down``, ``mid``, ``up.1``, ``up.1.attentions.0``), any beginning of a canonical module, or
+a regular expression between slashes. The longest match wins, so every module can be reached.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.formats import diffusers
 from lcm_arith.formats.keys import Sorted, sort_keys
 from lcm_arith.formats.kinds import update
+from lcm_arith.formats.preflight import shown
 from lcm_arith.modules import PUBLISHED, kohya_name, sgm_names
 
 _SHOWN: Final = 5  # lines of a list in an error
@@ -77,13 +78,13 @@ def _check_keys(found: Sorted, count: int, where: str) -> None:
     if found.refused:
         key, kind = next(iter(found.refused.items()))
         raise InvalidContentError(
-            f"{where}: {len(found.refused)} of {count} keys belong to {kind}, such as {key}",
+            f"{where}: {len(found.refused)} of {count} keys belong to {kind}, such as {shown(key)}",
             hint="that is no update of weights which adds up; it cannot be combined",
         )
     if found.embeddings:
         raise InvalidContentError(
             f"{where}: holds token embeddings of a textual inversion "
-            f"({', '.join(found.embeddings[:_SHOWN])})",
+            f"({', '.join(map(shown, found.embeddings[:_SHOWN]))})",
             hint="they would be lost in a combination; take them out first",
         )
     if found.twice:
@@ -101,7 +102,7 @@ def _check_keys(found: Sorted, count: int, where: str) -> None:
 
 def _listed(lines: list[str] | tuple[str, ...]) -> str:
     more = f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return "".join(f"\n  {line}" for line in sorted(lines)[:_SHOWN]) + more
+    return "".join(f"\n  {shown(line)}" for line in sorted(lines)[:_SHOWN]) + more
 
 
 Spelled = tuple[dict[str, Tensor], dict[str, str]]

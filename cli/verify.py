@@ -23,7 +23,12 @@ EXAMPLES = """Examples:
 
 
 def command(
-    file: Annotated[str, typer.Argument(help="The file in question; any program's.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="The file in question; any program's.", show_default="combined.safetensors"
+        ),
+    ] = "combined.safetensors",
     terms: Annotated[
         list[str] | None,
         typer.Argument(metavar="NAME:λ…", help="What it should be the sum of."),

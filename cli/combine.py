@@ -1,14 +1,17 @@
-"""``lcm-arith combine``: two vectors → one file."""
+"""``lcm-arith combine``: vectors → one file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lcm_arith.cli import options
-from lcm_arith.cli.output import print_json, stdout
+from lcm_arith.cli.output import print_json, print_vector, stdout, write_vector
+
+if TYPE_CHECKING:
+    from lcm_arith.weights import Term
 
 EXAMPLES = """Examples:
 
@@ -16,27 +19,42 @@ EXAMPLES = """Examples:
 
   lcm-arith combine noto lcm --l1 1.0 --l2 1.0 -o noto-4step.safetensors
 
+  lcm-arith combine noto:0.5 twemoji:0.5 lcm:1  (any number of vectors)
+
+  lcm-arith combine noto:0.8,up.1=0.4 lcm       (another λ for a block)
+
   lcm-arith combine my-style.safetensors --rank 32 --force
 
-  lcm-arith combine fluent-emoji none --l1 -1   (negation: −τ)
+  lcm-arith combine noto:1 lcm:1 --method orthogonal --energy 0.99
 """
 
 
 def command(
-    style: options.Style = None,
-    accel: options.Accel = None,
-    l1: Annotated[
-        str, typer.Option("--l1", metavar="λ1", help="Weight of the style vector.")
-    ] = "0.8",
-    l2: Annotated[
-        str, typer.Option("--l2", metavar="λ2", help="Weight of the acceleration vector.")
-    ] = "1.0",
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            help="Re-project each module to at most this rank; without it the sum is exact."
+    terms: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="STYLE ACCEL | NAME:λ…",
+            help="Two vectors, or any number with their weights: shipped name, file, or none.",
+            show_default="fluent-emoji lcm",
         ),
     ] = None,
+    l1: Annotated[
+        str | None,
+        typer.Option("--l1", metavar="λ1", help="Weight of the style vector.", show_default="0.8"),
+    ] = None,
+    l2: Annotated[
+        str | None,
+        typer.Option(
+            "--l2", metavar="λ2", help="Weight of the acceleration vector.", show_default="1"
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="How the weighted vectors are combined: see docs/arithmetic.md.")
+    ] = "linear",
+    rank: options.KeepRank = None,
+    energy: options.KeepEnergy = None,
+    max_error: options.KeepError = None,
+    size: options.KeepSize = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
         "combined.safetensors"
     ),
@@ -44,38 +62,41 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write λ1·τ_style + λ2·τ_LCM (eq. 3 of arXiv:2311.05556) as one adapter file."""
-    from lcm_arith.adapters import DTYPES, check_output, save
-    from lcm_arith.combination import combine
-    from lcm_arith.evaluation.lists import parse_one
-    from lcm_arith.projection import retained_energy
+    """Write Σ λ·τ as one adapter file; by default λ1·τ_style + λ2·τ_LCM (arXiv:2311.05556)."""
+    from lcm_arith.adapters import check_output
+    from lcm_arith.combination import combine_terms
 
     check_output(out, force=force)
-    names = options.pair(style, accel)
-    weights = (parse_one(l1, "--l1"), parse_one(l2, "--l2"))
-    tau = combine(*names, l1=float(weights[0]), l2=float(weights[1]), rank=rank)
-    digest = save(tau, out, dtype=DTYPES[dtype.value], about={"kind": "combined"}, force=force)
-    ranks = [tau.rank_of(module) for module in tau]
-    energy = retained_energy(tau)
-    result = {
-        "path": str(out),
-        "sha256": digest,
-        "style": names[0],
-        "accel": names[1],
-        "l1": str(weights[0]),
-        "l2": str(weights[1]),
-        "modules": len(ranks),
-        "rank_min": min(ranks),
-        "rank_max": max(ranks),
-        "retained_energy": energy,
-        "dtype": dtype.value,
-        "bytes": out.stat().st_size,
-    }
+    given = read_terms(terms or [], l1, l2)
+    budget = options.budget(dtype, rank=rank, energy=energy, max_error=max_error, size=size)
+    tau = combine_terms(given, method=method, budget=budget)
+    about = {"kind": "combined"}
+    told = {"terms": [{"name": t.name, "weight": str(t.weights)} for t in given], "method": method}
+    result = write_vector(tau, out, dtype=dtype, force=force, about=about)
     if as_json:
-        print_json(result)
+        pair = {"style": given[0].name, "accel": given[1].name} if len(given) == 2 else {}
+        weights = {"l1": str(given[0].weights), "l2": str(given[1].weights)} if pair else {}
+        print_json({**result, **told, **pair, **weights})
         return
-    stdout.print(f"{weights[0]} · {names[0]} + {weights[1]} · {names[1]}")
-    spread = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
-    kept = "exact sum" if energy is None else f"{energy:.4%} of the energy retained"
-    stdout.print(f"{len(ranks)} modules of rank {spread}, {kept}, {dtype.value}")
-    stdout.print(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)", soft_wrap=True)
+    stdout.print(" + ".join(f"{t.weights} · {t.name}" for t in given), soft_wrap=True)
+    print_vector(result)
+
+
+def read_terms(texts: list[str], l1: str | None, l2: str | None) -> list[Term]:
+    """Up to two names with λ1 and λ2, or any number of NAME:λ.
+
+    Raises:
+        UsageError: If λ is given twice, or one of the lists is wrong.
+    """
+    from lcm_arith.errors import UsageError
+    from lcm_arith.weights import Term, Weights, decimal, parse_term
+
+    parsed = [parse_term(text) for text in texts]
+    weighted = any(term.name != text for term, text in zip(parsed, texts, strict=True))
+    if not weighted and len(texts) <= 2:
+        names = options.pair(*(*texts, None, None)[:2])
+        numbers = (decimal(l1 or "0.8", f"--l1 {l1}"), decimal(l2 or "1", f"--l2 {l2}"))
+        return [Term(n, Weights(w)) for n, w in zip(names, numbers, strict=True)]
+    if l1 is not None or l2 is not None:
+        raise UsageError("--l1 and --l2 are for two vectors without weights of their own")
+    return parsed

@@ -8,7 +8,20 @@ import sys
 import typer
 from rich.text import Text
 
-from lcm_arith.cli import combine, demo, distill, finetune, generate, grid_eval
+from lcm_arith.cli import (
+    combine,
+    convert,
+    demo,
+    distill,
+    finetune,
+    generate,
+    grid_eval,
+    inspect,
+    interfere,
+    negate,
+    reproject,
+    verify,
+)
 from lcm_arith.cli.output import stderr
 from lcm_arith.errors import LcmArithError, StorageError
 
@@ -23,6 +36,12 @@ app = typer.Typer(
 )
 for _name, _module in (
     ("combine", combine),
+    ("negate", negate),
+    ("reproject", reproject),
+    ("convert", convert),
+    ("inspect", inspect),
+    ("interfere", interfere),
+    ("verify", verify),
     ("generate", generate),
     ("finetune", finetune),
     ("distill", distill),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from lcm_arith.projection import Budget
 
 
 class DtypeName(StrEnum):
@@ -55,6 +58,43 @@ Steps = Annotated[
     int | None, typer.Option(help="Training steps.", show_default="the family's", metavar="STEPS")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
+
+
+KeepRank = Annotated[
+    int | None,
+    typer.Option("--rank", help="Re-project each module to at most this rank; else it is exact."),
+]
+KeepEnergy = Annotated[
+    float | None,
+    typer.Option("--energy", metavar="SHARE", help="Keep this share of Σ σ² over all modules."),
+]
+KeepError = Annotated[
+    float | None,
+    typer.Option("--max-error", metavar="SHARE", help="Lose at most this share of the norm."),
+]
+KeepSize = Annotated[
+    float | None,
+    typer.Option("--size", metavar="MiB", help="Keep what fits into so many MiB."),
+]
+
+
+def budget(dtype: str, **asked: float | None) -> Budget | None:
+    """The one budget that was asked for, or None.
+
+    Raises:
+        UsageError: If there are two.
+    """
+    from lcm_arith.adapters import DTYPES
+    from lcm_arith.errors import UsageError
+    from lcm_arith.projection import Budget
+
+    given = {kind: value for kind, value in asked.items() if value is not None}
+    if len(given) > 1:
+        names = " and ".join(f"--{kind.replace('_', '-')}" for kind in given)
+        raise UsageError(f"{names}: a re-projection has one budget", hint="leave out all but one")
+    for kind, value in given.items():
+        return Budget(kind, value, DTYPES[dtype].itemsize)
+    return None
 
 
 def pair(style: str | None, accel: str | None) -> tuple[str, str]:

@@ -18,7 +18,10 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lcm_arith.evaluation.grid import Result
+    from lcm_arith.vector import TaskVector
 
 SCHEMA_VERSION: Final = 1
 _GRID_TABLE: Final = (
@@ -84,6 +87,45 @@ def print_made(made: dict[str, Any], *, as_json: bool) -> None:
         stderr.print(f"Note: {made['cut_captions']} captions are too long; their ends are not read")
     stdout.print("diffusers' load_lora_weights gives back every module: proven", soft_wrap=True)
     stdout.print(f"wrote {made['path']}", soft_wrap=True)
+
+
+def write_vector(
+    tau: TaskVector,
+    out: Path,
+    *,
+    dtype: str,
+    force: bool,
+    about: dict[str, Any],
+    form: str = "diffusers",
+) -> dict[str, Any]:
+    """Saves a vector; what was written, JSON-ready."""
+    from lcm_arith.adapters import DTYPES, save
+    from lcm_arith.projection import retained_energy
+
+    digest = save(tau, out, dtype=DTYPES[dtype], about=about, force=force, form=form)
+    ranks = [tau.rank_of(module) for module in tau]
+    return {
+        "path": str(out),
+        "sha256": digest,
+        "modules": len(ranks),
+        "rank_min": min(ranks),
+        "rank_max": max(ranks),
+        "retained_energy": retained_energy(tau),
+        "dtype": dtype,
+        "format": form,
+        "bytes": out.stat().st_size,
+    }
+
+
+def print_vector(made: dict[str, Any]) -> None:
+    """What :func:`write_vector` returned, in two lines."""
+    low, high, energy = made["rank_min"], made["rank_max"], made["retained_energy"]
+    spread = f"{low}" if low == high else f"{low} to {high}"
+    kept = "" if energy is None else f"; {energy:.4%} of the energy retained"
+    stdout.print(
+        f"{made['modules']} modules of rank {spread}{kept}; {made['dtype']}, {made['format']}"
+    )
+    stdout.print(f"wrote {made['path']} ({made['bytes'] / 2**20:.1f} MiB)", soft_wrap=True)
 
 
 def print_grid(result: Result) -> None:

@@ -12,10 +12,13 @@ import torch
 
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError, VerificationError
-from lcm_arith.formats import container, diffusers
+from lcm_arith.formats import container, dialects, diffusers
+from lcm_arith.modules import candidates
 from lcm_arith.vector import Source, TaskVector
 
 OWN_METADATA: Final = "lcm_arith"
+SOURCES_METADATA: Final = "lcm_arith.sources"
+_REWRITTEN: Final = (OWN_METADATA, SOURCES_METADATA, diffusers.ADAPTER_METADATA, "format")
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -47,7 +50,7 @@ def load(name: str | Path) -> TaskVector:
     """
     path = locate(name)
     tensors, metadata = container.read_safetensors(path)
-    deltas = diffusers.parse(tensors, metadata, str(path))
+    deltas = dialects.parse(tensors, metadata, str(path)).deltas
     origin = {"name": str(name)} if str(name) in files.vector_names() else {}
     origin["sha256"] = files.sha256(path)
     return TaskVector(((1.0, Source(deltas, origin, metadata)),))
@@ -76,6 +79,24 @@ def provenance(tau: TaskVector) -> dict[str, Any]:
     return {"terms": terms}
 
 
+def family_of(tau: TaskVector) -> str | None:
+    """The family that the vector fits best; None where none is known."""
+    found = candidates({module: tuple(tau.shape_of(module)) for module in tau})
+    return found[0].family if found else None
+
+
+def source_metadata(tau: TaskVector) -> dict[str, dict[str, str]]:
+    """sha256 of each file in the sum → what its header said, but for what is written anew."""
+    kept: dict[str, dict[str, str]] = {}
+    for _, source in tau.terms:
+        if isinstance(source.origin.get("of"), TaskVector):
+            kept |= source_metadata(source.origin["of"])
+        own = {k: v for k, v in source.metadata.items() if k not in _REWRITTEN}
+        if own:
+            kept[str(source.origin.get("sha256", "unknown"))] = own
+    return kept
+
+
 def check_output(path: Path, *, force: bool) -> None:
     """Raises where an adapter could not be put; call it before long work.
 
@@ -96,8 +117,9 @@ def save(
     about: Mapping[str, Any] | None = None,
     force: bool = False,
     prove: Callable[[Path], None] | None = None,
+    form: str = "diffusers",
 ) -> str:
-    """Writes ``tau`` as one diffusers/PEFT file, alpha = rank in every module; returns its sha256.
+    """Writes ``tau`` as one file, alpha = rank in every module; returns its sha256.
 
     Args:
         tau: Vector to write; each module is computed once, as it is written.
@@ -106,9 +128,11 @@ def save(
         about: Facts to keep in the header beside the provenance, JSON-ready.
         force: Replace an existing file.
         prove: Called with the file before it gets its name; what it raises keeps the old file.
+        form: Dialect of the keys, a row of ``dialects.WRITERS``.
 
     Raises:
-        UsageError: If ``path`` does not end in ``.safetensors``.
+        UsageError: If ``path`` does not end in ``.safetensors``, or the dialect cannot name the
+            model's modules.
         InvalidContentError: If nothing is left to write (every weight is 0) or a factor overflows.
         OutputExistsError, StorageError, VerificationError: As :func:`container.write_bytes`.
     """
@@ -119,7 +143,7 @@ def save(
             f"{path}: the vector is empty, there is nothing to write",
             hint="every weight is 0 or the terms cancel; choose other weights",
         )
-    tensors, metadata = diffusers.spell(tau)
+    tensors, metadata = dialects.WRITERS[form](tau, family_of(tau))
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     overflow = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if overflow:
@@ -128,6 +152,9 @@ def save(
             hint="write float32 or use smaller weights",
         )
     metadata[OWN_METADATA] = json.dumps({**provenance(tau), **(about or {})}, sort_keys=True)
+    kept = source_metadata(tau)
+    if kept:
+        metadata[SOURCES_METADATA] = json.dumps(kept, sort_keys=True)
 
     def check(part: Path) -> None:
         read_back, _ = container.read_safetensors(part)

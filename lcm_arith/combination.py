@@ -1,13 +1,18 @@
-"""Eq. 3 with checks: τ' = λ1·τ_style + λ2·τ_LCM."""
+"""Eq. 3 with checks: τ' = λ1·τ_style + λ2·τ_LCM, and the same for any number of vectors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from lcm_arith import methods
 from lcm_arith.adapters import load
+from lcm_arith.delta import LowRankDelta
 from lcm_arith.families import check_same_family
-from lcm_arith.projection import reproject
-from lcm_arith.vector import TaskVector
+from lcm_arith.projection import Budget, reproject
+from lcm_arith.vector import Source, TaskVector
+from lcm_arith.weights import Term, weigh
 
 NONE: Final = "none"
 """The name that stands for no vector at all."""
@@ -33,3 +38,56 @@ def combine(style: str, accel: str, *, l1: float, l2: float, rank: int | None = 
     check_same_family(vectors)
     tau = sum((weight * vectors[name] for name, weight in weights if name in vectors), TaskVector())
     return tau if rank is None else reproject(tau, rank)
+
+
+def combine_terms(
+    terms: Sequence[Term], *, method: str = "linear", budget: Budget | None = None
+) -> TaskVector:
+    """Any number of weighted vectors, summed exactly or by another method, within a budget.
+
+    Args:
+        terms: Names or paths with their weights; of ``orthogonal`` the acceleration vector last.
+        method: A row of METHODS.
+        budget: Re-projects the result; None keeps what the method gives.
+
+    Raises:
+        NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`.
+        IncompatibleError: If two vectors were made for different base models.
+        UsageError: If the method is unknown or a weight's part matches nothing.
+    """
+    row = methods.method(method)
+    given = [term for term in terms if term.name != NONE]
+    vectors = {term.name: load(term.name) for term in given}
+    check_same_family(vectors)
+    weighed = [weigh(vectors[term.name], term.weights, term.name) for term in given]
+    if row.exact:
+        tau = sum(weighed, TaskVector())
+    else:
+        rank = int(budget.value) if budget and budget.kind == "rank" else None
+        origin = {"method": method, "rank": rank, "of": sum(weighed, TaskVector())}
+        lazy = Combined(tuple(weighed), row, rank)
+        tau = TaskVector(((1.0, Source(lazy, origin)),))
+        if rank is not None:
+            return tau  # the method has met it in its own way
+    return tau if budget is None else reproject(tau, budget)
+
+
+@dataclass(frozen=True, eq=False)
+class Combined(Mapping[str, LowRankDelta]):
+    """Target module → the terms' updates by a method; computed when asked for."""
+
+    terms: tuple[TaskVector, ...]
+    method: methods.Method
+    rank: int | None
+
+    def __getitem__(self, module: str) -> LowRankDelta:
+        there = [tau[module] for tau in self.terms if module in tau]
+        if self.method.pivot and module not in self.terms[-1]:
+            return methods.apply("linear", there, self.rank)
+        return methods.apply(self.method.name, there, self.rank)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({module for tau in self.terms for module in tau}))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))

@@ -21,7 +21,7 @@ from lcm_arith.errors import (
     OutputExistsError,
     StorageError,
 )
-from lcm_arith.formats import container, diffusers
+from lcm_arith.formats import container, dialects, diffusers
 from lcm_arith.projection import reproject
 from lcm_arith.vector import TaskVector
 
@@ -311,5 +311,5 @@ def test_every_error_has_an_exit_code_of_the_design() -> None:
 def test_parse_and_spell_are_inverse() -> None:
     tau = random_vector(4, 1.0, seed=1)
     tensors, metadata = diffusers.spell(tau)
-    back = diffusers.parse(tensors, metadata, "x")
+    back = dialects.parse(tensors, metadata, "x").deltas
     assert all(torch.allclose(back[m].dense(), tau[m].dense(), atol=1e-7) for m in tau)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lcm_arith.errors import (
@@ -26,49 +25,28 @@ from lcm_arith.errors import (
     StorageError,
     VerificationError,
 )
+from lcm_arith.formats.preflight import DTYPES, SafeFile, shown
 
-_DTYPE_NAMES: Final = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-}
+_DTYPE_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of ``path``, in the CPU's memory.
+    """All tensors and the metadata of ``path``, in memory of their own.
 
     Raises:
         NotFoundError: If there is no such file.
         InvalidContentError: If it is no safetensors file, is cut, or holds non-finite numbers.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise NotFoundError(f"{path}: {what}", hint="give the path of a .safetensors file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InvalidContentError(
-            f"{path}: not a readable safetensors file ({error})",
-            hint="the file is cut, damaged or of another kind; download or export it again",
-        ) from error
-    odd = sorted(name for name, t in tensors.items() if t.dtype not in _DTYPE_NAMES)
-    if odd:
-        raise InvalidContentError(
-            f"{path}: {odd[0]} is {tensors[odd[0]].dtype}, not a floating-point number "
-            f"({len(odd)} of {len(tensors)} tensors)",
-            hint="an adapter holds float16, bfloat16, float32 or float64; convert it first",
-        )
+    file = SafeFile.open(path)
+    tensors = dict(file.tensors())
     bad = sorted(name for name, t in tensors.items() if not t.isfinite().all())
     if bad:
-        shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        listed = ", ".join(map(shown, bad[:3])) + (f" and {len(bad) - 3} more" if bad[3:] else "")
         raise InvalidContentError(
-            f"{path}: NaN or infinity in {len(bad)} of {len(tensors)} tensors ({shown})",
+            f"{path}: NaN or infinity in {len(bad)} of {len(tensors)} tensors ({listed})",
             hint="the training diverged or the file is damaged; a merge would only draw noise",
         )
-    return tensors, metadata
+    return tensors, dict(file.metadata)
 
 
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

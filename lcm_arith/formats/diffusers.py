@@ -20,75 +20,10 @@ from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import InvalidContentError
 
 ADAPTER_METADATA: Final = "lora_adapter_metadata"
-COMPONENTS: Final = ("unet", "text_encoder", "text_encoder_2")
-_KEY: Final = re.compile(
-    rf"(?P<module>(?:{'|'.join(COMPONENTS)})\..+?)\.(?P<part>lora_A\.weight|lora_B\.weight|alpha)"
-)
 
 
-def parse(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str
-) -> dict[str, LowRankDelta]:
-    """Target module → delta from a file's tensors and header.
-
-    Args:
-        tensors: Key → tensor.
-        metadata: The header's ``__metadata__``.
-        where: Named in errors, usually the path.
-
-    Raises:
-        InvalidContentError: If a key maps to nothing, or a module lacks one of its two factors.
-    """
-    parts: dict[str, dict[str, Tensor]] = {}
-    unknown = []
-    for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
-            unknown.append(key)
-        else:
-            parts.setdefault(match["module"], {})[match["part"]] = tensor
-    if unknown or not parts:
-        raise _not_an_adapter(where, unknown, len(tensors))
-    alphas = _Alphas(metadata, where)
-    deltas, broken = {}, []
-    for module, found in sorted(parts.items()):
-        down, up = found.get("lora_A.weight"), found.get("lora_B.weight")
-        if down is None or up is None:
-            broken.append(f"{module}: lacks {'lora_A' if down is None else 'lora_B'}")
-            continue
-        try:
-            delta = LowRankDelta(down, up)
-        except InvalidContentError as error:
-            broken.append(f"{module}: {error.message}")
-            continue
-        stated = found.get("alpha")
-        if stated is not None and stated.numel() != 1:
-            broken.append(f"{module}: alpha has {stated.numel()} values")
-        else:
-            alpha = alphas.of(module, delta.rank) if stated is None else float(stated)
-            deltas[module] = delta * (alpha / delta.rank)
-    if broken:
-        raise InvalidContentError(
-            f"{where}: {len(broken)} of {len(parts)} target modules cannot be read:\n  "
-            + "\n  ".join(broken[:5]),
-            hint="the file is damaged or mixes two adapters; export it again",
-        )
-    return deltas
-
-
-def _not_an_adapter(where: str, unknown: list[str], count: int) -> InvalidContentError:
-    shown = "".join(f"\n  {key}" for key in sorted(unknown)[:5])
-    more = f"\n  … and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    return InvalidContentError(
-        f"{where}: not an adapter in the diffusers/PEFT format: "
-        f"{len(unknown)} of {count} keys map to no target module{':' if unknown else ''}"
-        f"{shown}{more}",
-        hint="expected keys like unet.<module>.lora_A.weight and unet.<module>.lora_B.weight",
-    )
-
-
-class _Alphas:
-    """alpha per module from ``lora_adapter_metadata``; rank where it says nothing."""
+class Alphas:
+    """alpha per module from ``lora_adapter_metadata``; None where it says nothing."""
 
     def __init__(self, metadata: Mapping[str, str], where: str) -> None:
         try:
@@ -102,13 +37,16 @@ class _Alphas:
         self._config: dict[str, Any] = config
         self._where = where
 
-    def of(self, module: str, rank: int) -> float:
+    def of(self, module: str, rank: int) -> float | None:
+        """Alpha of a module; with rsLoRA the one that gives its scale by alpha / rank."""
         component, path = module.split(".", 1)
         patterns = self._config.get(f"{component}.alpha_pattern") or {}
         if not isinstance(patterns, dict):
             raise InvalidContentError(f"{self._where}: alpha_pattern is not an object")
         own = (alpha for pattern, alpha in patterns.items() if self._matches(pattern, path))
-        alpha = next(own, self._config.get(f"{component}.lora_alpha", rank))
+        alpha = next(own, self._config.get(f"{component}.lora_alpha"))
+        if alpha is None:
+            return None
         if (
             isinstance(alpha, bool)
             or not isinstance(alpha, int | float)

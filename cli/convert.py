@@ -1,0 +1,56 @@
+"""``lcm-arith convert``: the same adapter in another program's format."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcm_arith.cli import options
+from lcm_arith.cli.output import print_json, print_vector, write_vector
+
+EXAMPLES = """Examples:
+
+  lcm-arith convert                             (the embedded lcm, for kohya's tools)
+
+  lcm-arith convert style.safetensors -o style-comfy.safetensors --format comfy
+
+  lcm-arith convert old.safetensors -o new.safetensors --format diffusers --dtype float16
+"""
+
+
+class FormatName(StrEnum):
+    """Dialects that can be written; the table behind them is lcm_arith.formats.dialects.WRITERS."""
+
+    diffusers = "diffusers"
+    peft = "peft"
+    kohya = "kohya"
+    kohya_sgm = "kohya-sgm"
+    comfy = "comfy"
+
+
+def command(
+    adapter: Annotated[
+        str, typer.Argument(help="Shipped name or file.", show_default="lcm")
+    ] = "lcm",
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
+        "converted.safetensors"
+    ),
+    form: Annotated[
+        FormatName, typer.Option("--format", help="Whose names the keys get.")
+    ] = FormatName.kohya,
+    dtype: options.Dtype = options.DtypeName.float32,
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write an adapter in another format: same updates, alpha = rank in every module."""
+    from lcm_arith.adapters import check_output, load
+
+    check_output(out, force=force)
+    result = write_vector(load(adapter), out, dtype=dtype, force=force, about={}, form=form.value)
+    if as_json:
+        print_json(result)
+    else:
+        print_vector(result)

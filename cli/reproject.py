@@ -1,0 +1,66 @@
+"""``lcm-arith reproject``: a smaller adapter, as near as its budget allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcm_arith.cli import options
+from lcm_arith.cli.output import print_json, print_vector, write_vector
+
+EXAMPLES = """Examples:
+
+  lcm-arith reproject                           (the embedded lcm to 99 % of its energy)
+
+  lcm-arith reproject big.safetensors --rank 16
+
+  lcm-arith reproject big.safetensors --size 10 --dtype float16   (10 MiB, ranks as they pay)
+"""
+
+DEFAULT_ENERGY = 0.99
+
+
+def command(
+    adapter: Annotated[
+        str, typer.Argument(help="Shipped name or file.", show_default="lcm")
+    ] = "lcm",
+    rank: options.KeepRank = None,
+    energy: options.KeepEnergy = None,
+    max_error: options.KeepError = None,
+    size: options.KeepSize = None,
+    sv_ratio: Annotated[
+        float | None, typer.Option(help="kohya's: keep σ above the module's largest / this.")
+    ] = None,
+    sv_fro: Annotated[
+        float | None, typer.Option(help="kohya's: keep this share of each module's norm.")
+    ] = None,
+    sv_cumulative: Annotated[
+        float | None, typer.Option(help="kohya's: keep this share of each module's Σ σ.")
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
+        "reprojected.safetensors"
+    ),
+    dtype: options.Dtype = options.DtypeName.float32,
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Re-project an adapter by SVD to a rank, an energy, an error or a size; 0.99 without."""
+    from lcm_arith.adapters import check_output, load
+    from lcm_arith.projection import reproject
+
+    check_output(out, force=force)
+    asked = {"rank": rank, "energy": energy, "max_error": max_error, "size": size}
+    asked |= {"sv_ratio": sv_ratio, "sv_fro": sv_fro, "sv_cumulative": sv_cumulative}
+    if all(value is None for value in asked.values()):
+        asked["energy"] = DEFAULT_ENERGY
+    budget = options.budget(dtype, **asked)
+    if budget is None:
+        raise AssertionError("a budget was chosen above")
+    tau = reproject(load(adapter), budget)
+    result = write_vector(tau, out, dtype=dtype, force=force, about={})
+    if as_json:
+        print_json({**result, "budget": budget.kind, "value": budget.value})
+    else:
+        print_vector(result)

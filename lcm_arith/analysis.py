@@ -1,0 +1,139 @@
+"""How two vectors get in each other's way, measured on their factors."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lcm_arith.delta import LowRankDelta
+from lcm_arith.errors import IncompatibleError
+from lcm_arith.vector import TaskVector
+
+
+def inner(one: LowRankDelta, other: LowRankDelta) -> float:
+    """⟨ΔW, ΔW'⟩ of two updates of one module, from the factors, float64.
+
+    tr(ΔWᵀ ΔW') = Σ (BᵀB') ∘ (A A'ᵀ): the dense updates are never built.
+    """
+    ups = one.up.flatten(1).double().T @ other.up.flatten(1).double()  # [r, r']
+    downs = one.down.flatten(1).double() @ other.down.flatten(1).double().T
+    return one.scale * other.scale * float((ups * downs).sum())
+
+
+def norm(delta: LowRankDelta) -> float:
+    """Frobenius norm of an update."""
+    return math.sqrt(max(0.0, inner(delta, delta)))
+
+
+def block_of(module: str) -> str:
+    """Component and block: ``unet.up_blocks.1``, ``text_encoder``."""
+    component, *path = module.split(".")
+    if component != "unet":
+        return component
+    return ".".join(("unet", path[0], *(path[1:2] if path[1:2] and path[1].isdigit() else ())))
+
+
+def share_by_block(deltas: Mapping[str, LowRankDelta]) -> dict[str, float]:
+    """Block → its share of the squared norm."""
+    energies: dict[str, float] = defaultdict(float)
+    for module in sorted(deltas):
+        energies[block_of(module)] += inner(deltas[module], deltas[module])
+    total = sum(energies.values())
+    return {block: value / total if total else 0.0 for block, value in energies.items()}
+
+
+@dataclass(frozen=True)
+class Interference:
+    """Two updates of one module.
+
+    Args:
+        module: Which.
+        cosine: ⟨ΔW, ΔW'⟩ / (‖ΔW‖ ‖ΔW'‖), −1..1; 0 for independent adapters, so it tells little.
+        output: Overlap of the output subspaces as a multiple of what random ones have.
+        input: The same of the input subspaces.
+        norms: ‖ΔW‖ and ‖ΔW'‖.
+    """
+
+    module: str
+    cosine: float
+    output: float
+    input: float
+    norms: tuple[float, float]
+
+
+def interference(one: TaskVector, other: TaskVector) -> list[Interference]:
+    """Every module that both vectors update.
+
+    Raises:
+        IncompatibleError: If there is none, or the updates are of different shapes.
+    """
+    shared = sorted(set(one) & set(other))
+    if not shared:
+        raise IncompatibleError(
+            "the two have no target module in common", hint="they do not meet anywhere"
+        )
+    found = []
+    for module in shared:
+        (one + other).shape_of(module)
+        a, b = one[module], other[module]
+        norms = norm(a), norm(b)
+        product = norms[0] * norms[1]
+        found.append(
+            Interference(
+                module,
+                inner(a, b) / product if product else 0.0,
+                overlap(a.up.flatten(1), b.up.flatten(1)),
+                overlap(a.down.flatten(1).T, b.down.flatten(1).T),
+                norms,
+            )
+        )
+    return found
+
+
+def overlap(one: Tensor, other: Tensor) -> float:
+    """‖Q₁ᵀ Q₂‖² over its mean r₁ r₂ / n for random subspaces; 1 is chance.
+
+    Args:
+        one: Spans the first subspace, ``[n, r₁]``.
+        other: The second, ``[n, r₂]``.
+    """
+    bases = [_basis(one), _basis(other)]
+    ranks = bases[0].shape[1] * bases[1].shape[1]
+    if not ranks:
+        return 0.0
+    shared = float((bases[0].T @ bases[1]).square().sum())
+    return shared * one.shape[0] / ranks
+
+
+def _basis(columns: Tensor) -> Tensor:
+    """Orthonormal columns that span what the given ones span, float64."""
+    u, s, _ = torch.linalg.svd(columns.double(), full_matrices=False)
+    return u[:, s > s[0] * max(columns.shape) * torch.finfo(s.dtype).eps] if s[0] > 0 else u[:, :0]
+
+
+def distance(one: TaskVector, other: TaskVector) -> tuple[float, float]:
+    """‖τ − τ'‖ and ‖τ'‖ over all modules of either; a module that one lacks is zero there.
+
+    Raises:
+        IncompatibleError: If a module has different shapes.
+    """
+    gap = (one - other) if one.terms else -other
+    lost = total = 0.0
+    for module in gap:
+        gap.shape_of(module)
+        lost += _exact(gap[module])
+        if module in other:
+            total += inner(other[module], other[module])
+    return math.sqrt(lost), math.sqrt(total)
+
+
+def _exact(delta: LowRankDelta) -> float:
+    """‖ΔW‖² of factors whose product nearly cancels: by QR, not by inner products."""
+    up, down = delta.up.flatten(1).double() * delta.scale, delta.down.flatten(1).double()
+    r_up, r_down = torch.linalg.qr(up, mode="r").R, torch.linalg.qr(down.T, mode="r").R
+    return float((r_up @ r_down.T).square().sum())

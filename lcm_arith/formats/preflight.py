@@ -1,0 +1,255 @@
+"""The header of a safetensors file, checked before a single tensor is believed.
+
+The format's own library accepts duplicate names, zero sizes, a hundred thousand tensors and a 90 MB
+header, and hangs on a pipe. Here each of them is an error that says what the file is instead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lcm_arith.errors import InvalidContentError, NotFoundError, StorageError
+
+DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_OTHER_DTYPES: Final = {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "F8_E5M2",
+                        "F8_E4M3", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2", "C64"}  # fmt: skip
+MOST_HEADER: Final = 8 * 2**20  # bytes; kohya's with tag lists and thumbnails are below 2 MiB
+MOST_TENSORS: Final = 20_000
+MOST_FILE: Final = 32 * 2**30  # bytes; a full SDXL in float32 is 14 GiB
+MOST_NAME: Final = 512  # bytes
+MOST_AXES: Final = 5
+_LENGTH: Final = 8  # bytes of the header's length
+_FIELDS: Final = {"dtype", "shape", "data_offsets"}
+
+# First bytes → what people take for an adapter.
+_MAGIC: Final = (
+    (b"version https://git-lfs", "a Git LFS pointer; the file itself was never downloaded"),
+    (b"<!doctype html", "a web page, such as a login or an error"),
+    (b"<html", "a web page, such as a login or an error"),
+    (b"<?xml", "an XML answer of a server"),
+    (b"{", "a JSON answer of a server"),
+    (b"PK\x03\x04", "a zip archive or a PyTorch pickle (.pt, .bin, .ckpt)"),
+    (b"\x80", "a Python pickle (.pt, .bin, .ckpt)"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor: number format, shape, and its bytes from the start of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, eq=False)
+class SafeFile:
+    """A checked file whose tensors are read one by one, into memory of their own.
+
+    Args:
+        path: Where it was opened.
+        entries: Name → tensor.
+        metadata: The header's ``__metadata__``.
+    """
+
+    path: Path
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def open(cls, path: Path) -> SafeFile:
+        """Reads and checks the header.
+
+        Raises:
+            NotFoundError: If there is no such file.
+            InvalidContentError: If it is no safetensors file of floating-point tensors.
+            StorageError: If it cannot be read.
+        """
+        with _opened(path) as (descriptor, size):
+            return cls(path, *_header(path, descriptor, size))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor in the order of the file, each read when it is asked for.
+
+        Raises:
+            InvalidContentError: If one holds NaN or infinity, or the file was cut meanwhile.
+        """
+        with _opened(self.path) as (descriptor, _):
+            for name in sorted(self.entries, key=lambda name: self.entries[name].start):
+                yield name, self._read(descriptor, name)
+
+    def _read(self, descriptor: int, name: str) -> Tensor:
+        entry = self.entries[name]
+        buffer = bytearray(entry.end - entry.start)
+        view, done = memoryview(buffer), 0
+        while done < len(buffer):
+            got = os.preadv(descriptor, [view[done:]], entry.start + done)
+            if not got:
+                raise InvalidContentError(f"{self.path}: was cut while it was read")
+            done += got
+        return torch.frombuffer(buffer, dtype=entry.dtype).reshape(entry.shape)
+
+
+class _opened:  # noqa: N801 (a context manager, used like a function)
+    """A regular file's descriptor and size; never waits for a pipe."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> tuple[int, int]:
+        try:
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"{self._path}: no such file", hint="give the path of a .safetensors file"
+            ) from None
+        except OSError as error:
+            raise StorageError(f"{self._path}: cannot be read ({error.strerror})") from error
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(self._descriptor)
+            what = "is a folder" if stat.S_ISDIR(found.st_mode) else "is no regular file"
+            raise NotFoundError(
+                f"{self._path}: {what}", hint="give the path of a .safetensors file"
+            )
+        return self._descriptor, found.st_size
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def _header(path: Path, descriptor: int, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    def refuse(what: str, hint: str = "download or export the file again") -> InvalidContentError:
+        return InvalidContentError(f"{path}: not a readable safetensors file: {what}", hint=hint)
+
+    if size < _LENGTH:
+        raise refuse(f"it has {size} bytes" if size else "it is empty")
+    if size > MOST_FILE:
+        raise refuse(f"it has {size / 2**30:.0f} GiB", "an adapter is far smaller")
+    start = os.pread(descriptor, 64, 0)
+    length = int.from_bytes(start[:_LENGTH], "little")
+    if length > MOST_HEADER or length > size - _LENGTH or start[_LENGTH : _LENGTH + 1] != b"{":
+        kind = next((kind for magic, kind in _MAGIC if start.lower().startswith(magic.lower())), "")
+        if kind:
+            raise refuse(f"it is {kind}", "download the .safetensors file")
+        if start[_LENGTH : _LENGTH + 1] != b"{":
+            raise refuse("its header does not begin with {")
+        if length > size - _LENGTH:
+            raise refuse(
+                f"it is cut: the header ends at byte {length + _LENGTH}, the file at {size}"
+            )
+        raise refuse(f"its header has {length / 2**20:.0f} MiB, more than {MOST_HEADER >> 20}")
+    try:
+        text = os.pread(descriptor, length, _LENGTH).decode("utf-8")
+        parsed = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except _TwiceError as error:
+        raise refuse(f"its header names {error} twice") from None
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise refuse(f"its header is not JSON ({str(error)[:80]})") from None
+    if not isinstance(parsed, dict):
+        raise refuse("its header is no object")
+    metadata = parsed.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise refuse("its metadata is no list of strings")
+    if not parsed:
+        raise refuse("it holds no tensors", "it is no adapter")
+    if len(parsed) > MOST_TENSORS:
+        raise refuse(f"it holds {len(parsed)} tensors, more than {MOST_TENSORS}")
+    entries = {}
+    for name, row in parsed.items():
+        try:
+            entries[name] = _entry(name, row, _LENGTH + length)
+        except ValueError as error:
+            raise refuse(f"{shown(name)}: {error}") from None
+    _check_cover(entries, _LENGTH + length, size, refuse)
+    return entries, metadata
+
+
+def shown(name: str) -> str:
+    """A name as it can stand in a message: short and printable."""
+    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:80])
+    return plain + ("…" if len(name) > 80 else "") or "(no name)"
+
+
+class _TwiceError(ValueError):
+    """A name that a JSON object has twice; readers differ in which one counts."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _TwiceError(shown(name))
+        found[name] = value
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _entry(name: str, row: Any, data: int) -> Entry:
+    """Raises ValueError where a row of the header makes no sense."""
+    if not name or len(name.encode()) > MOST_NAME or not name.isprintable():
+        raise ValueError(f"a name has 1 to {MOST_NAME} printable bytes")
+    if not isinstance(row, dict) or row.keys() != _FIELDS:
+        raise ValueError("a tensor has dtype, shape and data_offsets, nothing else")
+    if not isinstance(row["dtype"], str):
+        raise ValueError(f"dtype {shown(str(row['dtype']))}")
+    if row["dtype"] not in DTYPES:
+        known = row["dtype"] in _OTHER_DTYPES
+        raise ValueError(
+            f"{row['dtype']} is not a floating-point number that is read"
+            if known
+            else f"unknown number format {shown(str(row['dtype']))}"
+        )
+    shape, offsets = row["shape"], row["data_offsets"]
+    if not isinstance(shape, list) or not all(_whole(n) and n > 0 for n in shape):
+        raise ValueError(f"shape {shown(str(shape))}")
+    if len(shape) > MOST_AXES:
+        raise ValueError(f"{len(shape)} axes, more than {MOST_AXES}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
+        raise ValueError(f"data_offsets {shown(str(offsets))}")
+    dtype = DTYPES[row["dtype"]]
+    if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{offsets[1] - offsets[0]} bytes for {row['dtype']} {shown(str(shape))}")
+    return Entry(dtype, tuple(shape), data + offsets[0], data + offsets[1])
+
+
+def _check_cover(entries: Mapping[str, Entry], data: int, size: int, refuse: Any) -> None:
+    """The tensors lie side by side and fill the file."""
+    at = data
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+        if entry.start != at:
+            what = "overlaps" if entry.start < at else "leaves a gap after"
+            raise refuse(f"{shown(name)} {what} the tensor before it")
+        at = entry.end
+    if at > size:
+        raise refuse(f"it is cut: it should have {at} bytes and has {size}")
+    if at < size:
+        raise refuse(f"{size - at} bytes follow its last tensor")

@@ -1,0 +1,74 @@
+"""What an adapter file holds, in numbers that need no base model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lcm_arith.adapters import locate
+from lcm_arith.analysis import inner, share_by_block
+from lcm_arith.embedded import files
+from lcm_arith.formats import container, dialects
+from lcm_arith.formats.keys import dialect
+from lcm_arith.modules import candidates
+
+_TRIGGERS: Final = ("instance_prompt", "modelspec.trigger_phrase", "ss_trigger_words")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :func:`inspect` found; :meth:`as_json` for machines."""
+
+    path: str
+    sha256: str
+    dialect: str
+    kinds: dict[str, int]
+    families: tuple[tuple[str, float], ...]
+    ranks: dict[int, int]
+    alphas: dict[str, int]
+    without_alpha: int
+    dtypes: dict[str, int]
+    parameters: int
+    norm: float
+    blocks: dict[str, float]
+    triggers: dict[str, str]
+    metadata: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {
+            **vars(self),
+            "families": [{"family": name, "coverage": share} for name, share in self.families],
+        }
+
+
+def inspect(name: str | Path) -> Inspection:
+    """Dialect, kind, family, ranks, norms and metadata of a shipped vector or a file.
+
+    Raises:
+        NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`.
+    """
+    path = locate(name)
+    tensors, metadata = container.read_safetensors(path)
+    parsed = dialects.parse(tensors, metadata, str(path))
+    found = candidates({module: tuple(d.shape) for module, d in parsed.deltas.items()})
+    alphas = Counter(f"{d.scale * d.rank:g}" for d in parsed.deltas.values())
+    return Inspection(
+        path=str(path),
+        sha256=files.sha256(path),
+        dialect=dialect(tensors),
+        kinds=dict(parsed.kinds),
+        families=tuple((c.family, c.coverage) for c in found),
+        ranks=dict(sorted(Counter(d.rank for d in parsed.deltas.values()).items())),
+        alphas=dict(alphas.most_common()),
+        without_alpha=parsed.without_alpha,
+        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())),
+        parameters=sum(t.numel() for t in tensors.values()),
+        norm=math.sqrt(sum(inner(d, d) for d in parsed.deltas.values())),
+        blocks=share_by_block(parsed.deltas),
+        triggers={key: metadata[key] for key in _TRIGGERS if key in metadata},
+        metadata=dict(sorted(metadata.items())),
+    )

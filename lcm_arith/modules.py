@@ -1,0 +1,214 @@
+"""Target modules of the base families, their spellings, and which family an adapter fits.
+
+A family's table holds every module with a weight: canonical name (diffusers' dotted path with its
+component) → shape of the weight. ``tools/build_tables.py`` makes the tables from the published
+configurations; the embedded model's is read from its own files.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files as resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from lcm_arith.embedded import files
+
+Shape = tuple[int, ...]
+
+PUBLISHED: Final = ("sd15", "sd2", "ssd1b", "sdxl")
+EMBEDDED: Final = "emoji"
+FAMILIES: Final = (*PUBLISHED, EMBEDDED)
+
+KOHYA_PREFIX: Final = {
+    "unet": "lora_unet",
+    "text_encoder": "lora_te",
+    "text_encoder_2": "lora_te2",
+}
+
+
+@cache
+def table(family: str) -> Mapping[str, Shape]:
+    """Canonical module → shape of its weight, in the order in which torch walks the model."""
+    if family == EMBEDDED:
+        return MappingProxyType(weight_shapes(files.MODEL))
+    packed = resources("lcm_arith").joinpath("tables", f"{family}.json.xz").read_bytes()
+    rows: dict[str, list[int]] = json.loads(lzma.decompress(packed))
+    return MappingProxyType({module: tuple(shape) for module, shape in rows.items()})
+
+
+def weight_shapes(base: Path) -> dict[str, Shape]:
+    """The table of a diffusers folder's UNet and text encoders, from its files' headers."""
+    shapes: dict[str, Shape] = {}
+    for path in sorted(base.glob("*/*.safetensors")):
+        if path.parent.name not in KOHYA_PREFIX:
+            continue
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for key, entry in header.items():
+            if key.endswith(".weight"):
+                module = f"{path.parent.name}.{key.removesuffix('.weight')}"
+                shapes[module] = tuple(entry["shape"])
+    return shapes
+
+
+def kohya_name(module: str, *, text_encoders: int = 1) -> str:
+    """Kohya's name of a canonical module with diffusers' block names.
+
+    Args:
+        module: Canonical.
+        text_encoders: Of the family; with two, the first is ``lora_te1``.
+    """
+    component, path = module.split(".", 1)
+    prefix = KOHYA_PREFIX[component]
+    if component == "text_encoder" and text_encoders > 1:
+        prefix = "lora_te1"
+    return f"{prefix}_{path.replace('.', '_')}"
+
+
+_RESNET: Final = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_OUTSIDE_BLOCKS: Final = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_BLOCK: Final = re.compile(
+    r"(?P<side>down|up)_blocks\.(?P<level>\d+)\."
+    r"(?P<kind>resnets|attentions|downsamplers|upsamplers)\.(?P<layer>\d+)(?:\.(?P<rest>.+))?"
+)
+_MIDDLE: Final = re.compile(r"mid_block\.(?P<kind>resnets|attentions)\.(?P<layer>\d)\.(?P<rest>.+)")
+
+
+def sgm_path(path: str, *, attends: bool = True) -> str:
+    """The path of a UNet module in Stability's checkpoints (``input_blocks.4.1.…``).
+
+    Args:
+        path: diffusers' path inside a UNet with two layers a block.
+        attends: Whether the module's up block has attentions; places its upsampler.
+    """
+    if path in _OUTSIDE_BLOCKS:
+        return _OUTSIDE_BLOCKS[path]
+    middle = _MIDDLE.fullmatch(path)
+    if middle:
+        first = middle["kind"] == "resnets"
+        place = 2 * int(middle["layer"]) if first else 1
+        return f"middle_block.{place}.{_inner(middle['kind'], middle['rest'])}"
+    block = _BLOCK.fullmatch(path)
+    if block is None:
+        raise ValueError(f"{path}: no module of a UNet with SGM names")
+    level, layer, kind = int(block["level"]), int(block["layer"]), block["kind"]
+    if kind == "downsamplers":
+        return f"input_blocks.{3 * level + 3}.0.op"
+    if kind == "upsamplers":
+        return f"output_blocks.{3 * level + 2}.{2 if attends else 1}.conv"
+    at = f"input_blocks.{3 * level + 1 + layer}"
+    if block["side"] == "up":
+        at = f"output_blocks.{3 * level + layer}"
+    return f"{at}.{0 if kind == 'resnets' else 1}.{_inner(kind, block['rest'])}"
+
+
+def _inner(kind: str, rest: str) -> str:
+    return _RESNET[rest] if kind == "resnets" else rest
+
+
+@cache
+def sgm_names(family: str) -> Mapping[str, str]:
+    """Canonical UNet module → its dotted SGM path, for a family that has such names."""
+    own = [m.removeprefix("unet.") for m in table(family) if m.startswith("unet.")]
+    return MappingProxyType(
+        {
+            f"unet.{path}": sgm_path(
+                path, attends=any(o.startswith(f"{path[:12]}attentions") for o in own)
+            )
+            for path in own
+        }
+    )
+
+
+@cache
+def spellings(family: str) -> Mapping[str, str]:
+    """Underscored name, as kohya and ComfyUI write it → canonical module."""
+    found: dict[str, str] = {}
+    for module in table(family):
+        component, path = module.split(".", 1)
+        found[kohya_name(module)] = module
+        found[kohya_name(module, text_encoders=2)] = module
+        found[f"{component}_{path.replace('.', '_')}"] = module
+    if family in PUBLISHED:
+        for module, path in sgm_names(family).items():
+            found[f"lora_unet_{path.replace('.', '_')}"] = module
+    return MappingProxyType(found)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A family that an adapter fits.
+
+    Args:
+        family: Its id.
+        coverage: Share of the family's modules of the touched kinds that the adapter has.
+    """
+
+    family: str
+    coverage: float
+
+
+def candidates(shapes: Mapping[str, Shape]) -> tuple[Candidate, ...]:
+    """The families whose tables have every module in that shape, best covered first.
+
+    Args:
+        shapes: Canonical module → shape of its dense update.
+
+    Returns:
+        All that fit; more than one where shapes cannot tell them apart.
+    """
+    return tuple(
+        sorted(
+            (
+                Candidate(family, coverage(shapes, family))
+                for family in FAMILIES
+                if all(fits(shape, table(family).get(m)) for m, shape in shapes.items())
+            ),
+            key=lambda c: -c.coverage,
+        )
+    )
+
+
+def fits(update: Shape, weight: Shape | None) -> bool:
+    """Whether an update has a weight's shape; a 1×1 convolution and a linear layer are alike."""
+    return weight is not None and _plain(update) == _plain(weight)
+
+
+def _plain(shape: Shape) -> Shape:
+    return shape[:2] if shape[2:] == (1, 1) else shape
+
+
+def coverage(shapes: Mapping[str, Shape], family: str) -> float:
+    """Share of the family's modules with the touched endings that ``shapes`` has."""
+    endings = {ending(module) for module in shapes}
+    touched = [m for m in table(family) if ending(m) in endings]
+    return len(shapes.keys() & set(touched)) / max(1, len(touched))
+
+
+def ending(module: str) -> str:
+    """Component and kind of layer: ``unet attn2.to_k``, ``unet conv1``."""
+    component, *path = [part for part in module.split(".") if not part.isdigit()]
+    kept = 2 if len(path) > 1 and path[-2].startswith("attn") else 1
+    return f"{component} {'.'.join(path[-kept:])}"

@@ -1,0 +1,132 @@
+"""The commands of the arithmetic on the embedded vectors and on other programs' files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_cli import fails, run
+
+from lcm_arith.adapters import load
+from lcm_arith.analysis import distance
+
+
+def gap(one: str, other: object) -> float:
+    """‖file − τ‖ / ‖τ‖."""
+    lost, total = distance(load(one), other)  # type: ignore[arg-type]
+    return lost / total
+
+
+def test_combine_takes_any_number_of_weighted_vectors(tmp_cwd: Path) -> None:
+    out = run("combine", "noto:0.5", "<lora:twemoji:-0.25>", "lcm:1,up=0.5").output
+    assert "0.5 · noto + -0.25 · twemoji + 1,up=0.5 · lcm" in out
+    tau, lcm = load("combined.safetensors"), load("lcm")
+    for module in tau.modules[::9]:
+        weight = 0.5 if ".up_blocks." in module else 1.0
+        want = 0.5 * load("noto")[module].dense() - 0.25 * load("twemoji")[module].dense()
+        want = want + weight * lcm[module].dense()
+        torch.testing.assert_close(tau[module].dense(), want, rtol=0, atol=1e-6)
+
+
+def test_verify_knows_the_sum_from_another(tmp_cwd: Path) -> None:
+    run("combine", "noto", "lcm", "--l1", "0.7")
+    assert "= 0.7 · noto + 1.0 · lcm" in run("verify", "combined.safetensors").output
+    told = json.loads(run("verify", "combined.safetensors", "noto:0.7", "lcm:1", "--json").stdout)
+    assert told["error"] < 1e-6
+    code, message = fails("verify", "combined.safetensors", "noto:0.8", "lcm:1")
+    assert code == 8
+    assert "is not 0.8 · noto + 1 · lcm" in message
+
+
+@pytest.mark.parametrize("method", ["tsv-m", "iso-c", "iso-cts", "cart", "orthogonal"])
+def test_methods_write_a_file_that_is_not_the_sum(tmp_cwd: Path, method: str) -> None:
+    told = json.loads(run("combine", "noto:1", "lcm:1", "--method", method, "--json").stdout)
+    assert told["method"] == method
+    assert gap("combined.safetensors", load("noto") + load("lcm")) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "kept"),
+    [("--energy", "0.9", 0.9), ("--max-error", "0.2", 0.96), ("--sv-fro", "0.9", 0.81),
+     ("--rank", "8", 0.5), ("--size", "2", 0.5)],
+)  # fmt: skip
+def test_reproject_keeps_what_it_promises(
+    tmp_cwd: Path, option: str, value: str, kept: float
+) -> None:
+    told = json.loads(run("reproject", "lcm", option, value, "--json").stdout)
+    assert kept <= told["retained_energy"] < 1
+    # the tail of a truncated decomposition: ‖lost‖² = (1 − kept) ‖τ‖²
+    lost = gap("reprojected.safetensors", load("lcm"))
+    assert lost**2 == pytest.approx(1 - told["retained_energy"], rel=1e-3)
+    if option == "--size":
+        assert told["bytes"] < 2.2 * 2**20  # the header comes on top
+
+
+@pytest.mark.parametrize("form", ["diffusers", "peft", "kohya"])
+def test_convert_changes_names_alone(tmp_cwd: Path, form: str) -> None:
+    run("convert", "lcm", "--format", form)
+    assert gap("converted.safetensors", load("lcm")) < 1e-6
+    first = next(iter(load_file("converted.safetensors")))
+    assert first.startswith({"diffusers": "unet.", "peft": "base_model.", "kohya": "lora_"}[form])
+
+
+def test_convert_refuses_what_a_format_cannot_name(tmp_cwd: Path) -> None:
+    code, message = fails("convert", "lcm", "--format", "comfy")
+    assert code == 2
+    assert "this one is emoji" in message
+    assert not Path("converted.safetensors").exists()
+
+
+def test_negate_is_minus(tmp_cwd: Path) -> None:
+    run("negate", "noto")
+    assert gap("negated.safetensors", -load("noto")) < 1e-7
+
+
+def test_inspect_tells_what_a_file_is(tmp_cwd: Path) -> None:
+    told = json.loads(run("inspect", "lcm", "--json").stdout)
+    assert told["families"] == [{"family": "emoji", "coverage": 1.0}]
+    assert told["kinds"] == {"LoRA": 115}
+    assert told["ranks"] == {"32": 115}
+    assert sum(told["blocks"].values()) == pytest.approx(1)
+    tau = load("lcm")
+    squares = sum(float(tau[m].dense(torch.float64).square().sum()) for m in tau)
+    assert told["norm"] == pytest.approx(squares**0.5, rel=1e-6)
+    shown = run("inspect", "lcm").output
+    assert "diffusers; float16" in shown
+
+
+def test_interfere_shows_and_draws_blocks(tmp_cwd: Path) -> None:
+    told = json.loads(run("interfere", "noto", "noto", "--plot", "x.png", "--json").stdout)
+    whole = told["blocks"][-1]
+    assert whole["block"] == "all"
+    assert whole["cosine"] == pytest.approx(1)
+    ranks = load("noto")
+    for module in told["modules"][::11]:  # the same subspace: n / r times chance
+        shape, rank = ranks.shape_of(module["module"]), ranks.rank_of(module["module"])
+        assert module["output"] == pytest.approx(shape[0] / rank, rel=1e-6)
+    with Image.open("x.png") as picture:
+        assert min(picture.size) > 200
+    assert fails("interfere", "--plot", "x.png")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "command"),
+    [
+        (2, "combine noto:1 lcm:1 --l1 0.5"),
+        (2, "combine noto lcm twemoji:x"),
+        (2, "combine noto:1,te=0 lcm:1"),
+        (2, "combine --method banana"),
+        (2, "combine --rank 4 --energy 0.9"),
+        (2, "combine --energy 1.5"),
+        (2, "reproject --size 0.001"),
+        (3, "combine nothing:1 lcm:1"),
+        (3, "inspect nothing"),
+        (3, "verify"),
+        (6, "interfere none lcm"),
+    ],
+)
+def test_mistakes_have_their_exit_codes(tmp_cwd: Path, code: int, command: str) -> None:
+    assert fails(*command.split())[0] == code
+    assert not list(Path().iterdir())

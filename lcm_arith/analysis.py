@@ -113,7 +113,9 @@ def overlap(one: Tensor, other: Tensor) -> float:
 def _basis(columns: Tensor) -> Tensor:
     """Orthonormal columns that span what the given ones span, float64."""
     u, s, _ = torch.linalg.svd(columns.double(), full_matrices=False)
-    return u[:, s > s[0] * max(columns.shape) * torch.finfo(s.dtype).eps] if s[0] > 0 else u[:, :0]
+    there = (s > s[0] * max(columns.shape) * torch.finfo(s.dtype).eps) & (s > 0)
+    basis: Tensor = u[:, there]
+    return basis
 
 
 def distance(one: TaskVector, other: TaskVector) -> tuple[float, float]:

@@ -173,7 +173,8 @@ def polar(stacked: Tensor) -> Tensor:
     if not s.numel():
         return stacked
     there = s > s[0] * max(stacked.shape) * torch.finfo(s.dtype).eps
-    return u[:, there] @ vh[there]
+    isometry: Tensor = u[:, there] @ vh[there]
+    return isometry
 
 
 def _sum(stack: Stack) -> Tensor:

@@ -78,7 +78,8 @@ def spectrum(delta: LowRankDelta) -> Tensor:
     up, down = delta.up.flatten(1).double() * delta.scale, delta.down.flatten(1).double()
     r_up = torch.linalg.qr(up, mode="r").R  # [r, r]
     r_down = torch.linalg.qr(down.T, mode="r").R
-    return torch.linalg.svdvals(r_up @ r_down.T)
+    values: Tensor = torch.linalg.svdvals(r_up @ r_down.T)
+    return values
 
 
 @dataclass(frozen=True)
@@ -268,13 +269,11 @@ def reproject(tau: TaskVector, rank: int | Budget) -> TaskVector:
     Raises:
         UsageError: If ``rank`` is below 1.
     """
-    if isinstance(rank, int):
-        if rank < 1:
-            raise UsageError(f"rank {rank}: a re-projection keeps at least rank 1")
-        budget, origin = Budget("rank", rank), {"rank": rank}
-    else:
-        budget, origin = rank, {rank.kind: rank.value}
-    return TaskVector(((1.0, Source(LazyProjection(tau, budget), {**origin, "of": tau})),))
+    if isinstance(rank, int) and rank < 1:
+        raise UsageError(f"rank {rank}: a re-projection keeps at least rank 1")
+    budget = Budget("rank", rank) if isinstance(rank, int) else rank
+    origin = {budget.kind: rank if isinstance(rank, int) else budget.value, "of": tau}
+    return TaskVector(((1.0, Source(LazyProjection(tau, budget), origin)),))
 
 
 def retained_energy(tau: TaskVector) -> float | None:

@@ -85,7 +85,8 @@ def test_impossible_budgets_are_refused(kind: str, value: float) -> None:
 
 
 def dense_values(matrix: Tensor) -> Tensor:
-    return torch.linalg.svdvals(matrix.flatten(1))
+    values: Tensor = torch.linalg.svdvals(matrix.flatten(1))
+    return values
 
 
 @pytest.mark.parametrize("budget", [b for b in BUDGETS if b != "size"])

@@ -22,19 +22,21 @@ def svd(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def whole(ranks: Sequence[int], rank: int | None, like: Tensor) -> int:
     """min(Σr, out, in), or the asked rank where that is smaller."""
-    most = min(sum(ranks), *like.shape)
+    most: int = min(sum(ranks), *like.shape)
     return most if rank is None else min(rank, most)
 
 
 def truncated(matrix: Tensor, count: int) -> Tensor:
     u, s, vh = svd(matrix, count)
-    return u @ torch.diag(s) @ vh
+    product: Tensor = u @ torch.diag(s) @ vh
+    return product
 
 
 def isometry(matrix: Tensor) -> Tensor:
     """Polar factor by its definition, M (MᵀM)^(−1/2), for full column rank."""
     values, vectors = torch.linalg.eigh(matrix.T @ matrix)
-    return matrix @ vectors @ torch.diag(values.rsqrt()) @ vectors.T
+    factor: Tensor = matrix @ vectors @ torch.diag(values.rsqrt()) @ vectors.T
+    return factor
 
 
 def dense_linear(deltas: Sequence[Tensor], ranks: Sequence[int], rank: int | None) -> Tensor:

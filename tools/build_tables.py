@@ -76,9 +76,10 @@ def table(family: str) -> dict[str, list[int]]:
     with torch.device("meta"):
         parts: dict[str, nn.Module] = {"unet": UNet2DConditionModel(**UNETS[family])}
         for index, sizes in enumerate(TEXT_ENCODERS[family]):
+            config: Any = CLIPTextConfig
             kind: Any = CLIPTextModelWithProjection if index else CLIPTextModel
             name = f"text_encoder_{index + 1}" if index else "text_encoder"
-            parts[name] = kind(CLIPTextConfig(vocab_size=49408, **sizes))
+            parts[name] = kind(config(vocab_size=49408, **sizes))
     return {
         f"{name}.{canonical(path) if name != 'unet' else path}": list(module.weight.shape)
         for name, part in parts.items()

@@ -86,7 +86,7 @@ class SafeFile:
             InvalidContentError: If it is no safetensors file of floating-point tensors.
             StorageError: If it cannot be read.
         """
-        with _opened(path) as (descriptor, size):
+        with _Opened(path) as (descriptor, size):
             return cls(path, *_header(path, descriptor, size))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -95,7 +95,7 @@ class SafeFile:
         Raises:
             InvalidContentError: If one holds NaN or infinity, or the file was cut meanwhile.
         """
-        with _opened(self.path) as (descriptor, _):
+        with _Opened(self.path) as (descriptor, _):
             for name in sorted(self.entries, key=lambda name: self.entries[name].start):
                 yield name, self._read(descriptor, name)
 
@@ -111,7 +111,7 @@ class SafeFile:
         return torch.frombuffer(buffer, dtype=entry.dtype).reshape(entry.shape)
 
 
-class _opened:  # noqa: N801 (a context manager, used like a function)
+class _Opened:
     """A regular file's descriptor and size; never waits for a pipe."""
 
     def __init__(self, path: Path) -> None:

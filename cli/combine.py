@@ -91,12 +91,11 @@ def read_terms(texts: list[str], l1: str | None, l2: str | None) -> list[Term]:
     from lcm_arith.errors import UsageError
     from lcm_arith.weights import Term, Weights, decimal, parse_term
 
-    parsed = [parse_term(text) for text in texts]
-    weighted = any(term.name != text for term, text in zip(parsed, texts, strict=True))
+    weighted = any(text and parse_term(text).name != text for text in texts)
     if not weighted and len(texts) <= 2:
         names = options.pair(*(*texts, None, None)[:2])
         numbers = (decimal(l1 or "0.8", f"--l1 {l1}"), decimal(l2 or "1", f"--l2 {l2}"))
         return [Term(n, Weights(w)) for n, w in zip(names, numbers, strict=True)]
     if l1 is not None or l2 is not None:
         raise UsageError("--l1 and --l2 are for two vectors without weights of their own")
-    return parsed
+    return [parse_term(text) for text in texts]

@@ -25,8 +25,6 @@ from lcm_arith.formats import container, dialects, diffusers
 from lcm_arith.projection import reproject
 from lcm_arith.vector import TaskVector
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "adapters"
-
 
 def unet_output(pipeline: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
@@ -165,7 +163,7 @@ def broken(name: str, good: Path, folder: Path) -> Path:
         ("text", "not a readable safetensors"),
         ("empty", "not a readable safetensors"),
         ("nan", "NaN"),
-        ("half", "lacks lora_B"),
+        ("half", "has down, lacks up"),
         ("no-adapter", "not an adapter"),
         ("unknown-key", "hada_w1_a"),
         ("two-ranks", "do not multiply"),
@@ -291,13 +289,6 @@ def test_shipped_vectors_were_trained_in_full() -> None:
         assert told["data"]["part"] == "A"
         assert told["kind"] == ("acceleration" if name == "lcm" else "style")
         assert told.get("style") == (None if name == "lcm" else name)
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real adapters are not beside this checkout")
-@pytest.mark.parametrize("name", ["analog_svd_rank4", "catundchat_sd15"])
-def test_a_dialect_that_is_not_read_yet_is_refused_not_guessed(name: str) -> None:
-    with pytest.raises(InvalidContentError, match="keys map to no target module"):
-        load(REAL / f"{name}.safetensors")
 
 
 def test_every_error_has_an_exit_code_of_the_design() -> None:

@@ -20,6 +20,7 @@ from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import InvalidContentError
 
 ADAPTER_METADATA: Final = "lora_adapter_metadata"
+_ABSENT: Final = object()  # null is a value, and a wrong one
 
 
 class Alphas:
@@ -38,14 +39,15 @@ class Alphas:
         self._where = where
 
     def of(self, module: str, rank: int) -> float | None:
-        """Alpha of a module; with rsLoRA the one that gives its scale by alpha / rank."""
+        """The alpha of a module; with rsLoRA the one that gives its scale by alpha / rank."""
         component, path = module.split(".", 1)
         patterns = self._config.get(f"{component}.alpha_pattern") or {}
         if not isinstance(patterns, dict):
             raise InvalidContentError(f"{self._where}: alpha_pattern is not an object")
         own = (alpha for pattern, alpha in patterns.items() if self._matches(pattern, path))
-        alpha = next(own, self._config.get(f"{component}.lora_alpha"))
-        if alpha is None:
+        rslora = self._config.get(f"{component}.use_rslora")
+        alpha = next(own, self._config.get(f"{component}.lora_alpha", rank if rslora else _ABSENT))
+        if alpha is _ABSENT:
             return None
         if (
             isinstance(alpha, bool)
@@ -53,7 +55,7 @@ class Alphas:
             or not math.isfinite(alpha)
         ):
             raise InvalidContentError(f"{self._where}: alpha of {module} is {alpha!r}, no number")
-        if self._config.get(f"{component}.use_rslora"):
+        if rslora:
             return alpha * math.sqrt(rank)  # rsLoRA's scale is alpha / sqrt(rank)
         return float(alpha)
 

@@ -6,7 +6,6 @@ row; its measured defaults are stored beside it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Final
 
 from lcm_arith.embedded import files
 from lcm_arith.errors import IncompatibleError, UsageError
+from lcm_arith.modules import weight_shapes
 from lcm_arith.vector import TaskVector
 
 # The 14 kinds of layer that LCM-LoRA adapts (arXiv:2311.05556, Table 1; 278 modules of SD1.5).
@@ -115,23 +115,9 @@ def embedded() -> Family:
     )
 
 
-@cache
-def _weight_shapes(base: Path) -> dict[str, tuple[int, ...]]:
-    """Target module → weight shape, read from the headers of a base model's weight files."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(base.glob("*/*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for key, entry in header.items():
-            if key.endswith(".weight"):
-                module = f"{path.parent.name}.{key.removesuffix('.weight')}"
-                shapes[module] = tuple(entry["shape"])
-    return shapes
-
-
 def misfits(tau: TaskVector, family: Family) -> list[str]:
     """The modules of ``tau`` that the family's base lacks or holds in another shape."""
-    shapes = _weight_shapes(family.base)
+    shapes = weight_shapes(family.base)
     return [module for module in tau if shapes.get(module) != tuple(tau.shape_of(module))]
 
 

@@ -43,6 +43,7 @@ def table(family: str) -> Mapping[str, Shape]:
     return MappingProxyType({module: tuple(shape) for module, shape in rows.items()})
 
 
+@cache
 def weight_shapes(base: Path) -> dict[str, Shape]:
     """The table of a diffusers folder's UNet and text encoders, from its files' headers."""
     shapes: dict[str, Shape] = {}

@@ -15,7 +15,7 @@ from typing import Final
 
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import UsageError
-from lcm_arith.modules import sgm_path
+from lcm_arith.modules import PUBLISHED, candidates, sgm_path
 from lcm_arith.vector import Source, TaskVector
 
 _NUMBER: Final = re.compile(r"[-+]?(?=\.?[0-9])[0-9]{0,6}(?:\.[0-9]{0,6})?")
@@ -191,11 +191,19 @@ def weigh(tau: TaskVector, weights: Weights, name: str) -> TaskVector:
     """``tau`` with every module times its λ; symbolic where there is one λ for all.
 
     Raises:
-        UsageError: If a part matches no module of ``tau``: it would change nothing.
+        UsageError: If a part matches no module of ``tau``: it would change nothing. If there is a
+            block-weight list and the model has no such blocks.
     """
     if not weights.parts and not weights.blocks:
         return float(weights.overall) * tau
     _check_used(weights, tau, name)
+    if weights.blocks:
+        fitting = candidates({module: tuple(tau.shape_of(module)) for module in tau})
+        if not any(found.family in PUBLISHED for found in fitting):
+            raise UsageError(
+                f"{name}: lbw= lists blocks of Stable Diffusion, which its model does not have",
+                hint="name the parts, such as up.1=0.5",
+            )
     own = {module: float(weights.of(module)) for module in tau}
     kept = {module: weight for module, weight in own.items() if weight}
     origin = {"weights": str(weights), "of": tau}

@@ -11,11 +11,12 @@ from test_cli import fails, run
 
 from lcm_arith.adapters import load
 from lcm_arith.analysis import distance
+from lcm_arith.vector import TaskVector
 
 
-def gap(one: str, other: object) -> float:
+def gap(one: str, other: TaskVector) -> float:
     """‖file − τ‖ / ‖τ‖."""
-    lost, total = distance(load(one), other)  # type: ignore[arg-type]
+    lost, total = distance(load(one), other)
     return lost / total
 
 

@@ -5,6 +5,7 @@ from decimal import Decimal
 import pytest
 import torch
 
+from lcm_arith.adapters import load
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import UsageError
 from lcm_arith.modules import sgm_path, table
@@ -85,6 +86,12 @@ def test_weighing_scales_each_module_and_leaves_out_zeros() -> None:
 def test_a_part_that_matches_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="te2 matches none of its 1 modules"):
         weigh(vector(UP), parse_term("s:1,te2=0").weights, "s")
+
+
+def test_block_weights_are_refused_where_the_model_has_no_such_blocks() -> None:
+    weights = parse_term(f"lcm:1:lbw={','.join(['1'] * 17)}").weights
+    with pytest.raises(UsageError, match="blocks of Stable Diffusion"):
+        weigh(load("lcm"), weights, "lcm")
 
 
 @pytest.mark.parametrize("length", LBW)

@@ -26,6 +26,7 @@ LATENT_CHANNELS: Final = 16
 PLAN: Final = Plan(steps=5200, batch=16, learning_rate=1.5e-3, ema=0.995)
 KL_WEIGHT: Final = 1e-4
 EDGE_WEIGHT: Final = 1.0
+CONTRAST_WEIGHT, CONTRAST_PATCH = 0.5, 4  # of the decoder's training alone
 SEED: Final = 11
 DECODER_PLAN: Final = Plan(steps=3000, batch=16, learning_rate=1e-3, ema=0.995)
 DECODER_SEED: Final = 12
@@ -79,7 +80,9 @@ def build_decoder(options: Options) -> None:
         z = (means[rows] + deviation * noise).to(vae.device)
         with fast_math(vae.device):
             decoded = vae.decode(z).sample
-        return reconstruction_loss(decoded.float(), levels(pixels[rows], vae.device))
+        decoded, shown = decoded.float(), levels(pixels[rows], vae.device)
+        difference = edge_contrast(decoded) - edge_contrast(shown)
+        return reconstruction_loss(decoded, shown) + CONTRAST_WEIGHT * difference.abs().mean()
 
     about = {
         "seed": DECODER_SEED,
@@ -135,6 +138,18 @@ def reconstruction_loss(decoded: Tensor, shown: Tensor) -> Tensor:
     return difference.abs().mean() + F.mse_loss(decoded, shown) + edges
 
 
+def edge_contrast(shown: Tensor) -> Tensor:
+    """Root mean square step between neighbours in each patch, ``[n, 3, 16, 16]``.
+
+    Where an edge lies is uncertain to the decoder, and the best guess of a pixel is then a smooth
+    one; how strong the edges of a patch are is not.
+    """
+    across, down = shown.diff(dim=3).square(), shown.diff(dim=2).square()
+    steps = F.pad(across, (0, 1)) + F.pad(down, (0, 0, 0, 1))
+    contrast: Tensor = (F.avg_pool2d(steps, CONTRAST_PATCH) + 1e-4).sqrt()
+    return contrast
+
+
 def kl(posterior: Any) -> Tensor:
     """Mean over all latents of KL(N(mean, var) ‖ N(0, 1)), in nats."""
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -154,12 +169,12 @@ def sheet(vae: Any, name: str, options: Options) -> None:
     """``work/NAME.png``: a picture of each set above what the autoencoder makes of it."""
     chosen = pictures.hash_order(pictures.concepts())[:10]
     rows: list[tuple[str, list[np.ndarray]]] = []
-    for name in pictures.sets():
-        real = np.concatenate([pictures.variants(name, c, 1, seed=3) for c in chosen])
+    for member in pictures.sets():
+        real = np.concatenate([pictures.variants(member, c, 1, seed=3) for c in chosen])
         decoded = to_pixels(
             vae.decode(vae.encode(levels(real, vae.device)).latent_dist.mean).sample
         )
         error = np.abs(real.astype(float) - decoded).mean() / 127.5
-        rows += [(name, list(real)), (f"L1 {error:.3f}", list(decoded))]
+        rows += [(member, list(real)), (f"L1 {error:.3f}", list(decoded))]
     page = contact_sheet(rows, [c.caption for c in chosen], name)
     files.write_file(options.work / f"{name}.png", png_bytes(page))

@@ -57,8 +57,8 @@ STUDY: Final = {
         Variant("stride 1", {}, stride=1),
         Variant("stride 5", {}, stride=5),
         Variant("last weights, no average", {"ema": 0.0}),
-        Variant("half the learning rate", {"learning_rate": 2.5e-4}),
-        Variant("twice the learning rate", {"learning_rate": 1e-3}),
+        Variant("half the learning rate", {"learning_rate": 2e-4}),
+        Variant("twice the learning rate", {"learning_rate": 8e-4}),
         Variant("ω + 1", {}, omega=1.0),
     )
 }

@@ -71,7 +71,7 @@ def finetune(
     on_step: OnStep,
     checkpoint: Checkpoint | None = None,
     caption_dropout: float = CAPTION_DROPOUT,
-    keep_empty: bool = False,
+    keep_empty: bool = True,
     floor: float = 0.0,
 ) -> tuple[TaskVector, Outcome]:
     """A style vector trained on ``data``; ``pipeline``'s UNet carries the adapter afterwards.

@@ -23,7 +23,7 @@ GUIDANCE: Final = (1.5, 2.0, 3.0, 5.0)
 SCANNED, SCAN_SEEDS, CHUNK = 200, 2, 64
 TEACHER_STEPS: Final = 25
 STYLE_SEED, ACCELERATION_SEED = 51, 61
-STYLE_STEPS, ACCELERATION_STEPS = 1000, 2400  # ``finetune`` and ``distill`` stop sooner by default
+STYLE_STEPS, ACCELERATION_STEPS = 1000, 3600  # ``finetune`` and ``distill`` stop sooner by default
 SCAN: Final = "guidance.json"
 
 

@@ -15,6 +15,8 @@ EXAMPLES = """Examples:
   lcm-arith distill -o lcm.safetensors
 
   lcm-arith distill --data my-pictures/ --omega 1 --rank 16 --steps 300 -o mine.safetensors
+
+  lcm-arith distill --from lcm --rank 64 --learning-rate 0.0002 -o longer.safetensors
 """
 
 
@@ -30,6 +32,8 @@ def command(
     ] = None,
     rank: options.Rank = None,
     steps: options.Steps = None,
+    learning_rate: options.Rate = None,
+    start: options.Start = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = options.DtypeName.float32,
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
@@ -46,7 +50,17 @@ def command(
 
     strength = embedded().omega if omega is None else omega
     stderr.print(f"ω = {strength:g}, diffusers' guidance scale {1 + strength:g}")
-    request = Request(out, data, rank, steps, seed, DTYPES[dtype.value], force)
+    request = Request(
+        out,
+        data,
+        rank,
+        steps,
+        seed,
+        DTYPES[dtype.value],
+        force,
+        start=start,
+        learning_rate=learning_rate,
+    )
     with progress() as bar:
         made = make_acceleration(request, strength, Stages(bar))
     print_made(made, as_json=as_json)

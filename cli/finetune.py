@@ -15,6 +15,8 @@ EXAMPLES = """Examples:
   lcm-arith finetune --embedded-style twemoji -o twemoji.safetensors
 
   lcm-arith finetune --data my-pictures/ --rank 8 --steps 300 -o mine.safetensors
+
+  lcm-arith finetune --data more/ --from mine.safetensors --learning-rate 3e-4 -o 2.safetensors
 """
 
 
@@ -30,6 +32,8 @@ def command(
     ] = None,
     rank: options.Rank = None,
     steps: options.Steps = None,
+    learning_rate: options.Rate = None,
+    start: options.Start = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = options.DtypeName.float32,
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
@@ -46,7 +50,17 @@ def command(
 
     if data is not None and embedded_style is not None:
         raise UsageError("--data and --embedded-style exclude each other")
-    request = Request(out, data, rank, steps, seed, DTYPES[dtype.value], force)
+    request = Request(
+        out,
+        data,
+        rank,
+        steps,
+        seed,
+        DTYPES[dtype.value],
+        force,
+        start=start,
+        learning_rate=learning_rate,
+    )
     with progress() as bar:
         style = embedded_style or str(files.defaults()["style"])
         made = make_style(request, style, Stages(bar))

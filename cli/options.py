@@ -57,6 +57,16 @@ Rank = Annotated[int | None, typer.Option(help="Rank of the adapter.", show_defa
 Steps = Annotated[
     int | None, typer.Option(help="Training steps.", show_default="the family's", metavar="STEPS")
 ]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--learning-rate", metavar="RATE", help="Peak learning rate.", show_default="the family's"
+    ),
+]
+Start = Annotated[
+    str | None,
+    typer.Option("--from", metavar="NAME", help="Go on from this vector: shipped name or file."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
 
 

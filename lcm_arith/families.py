@@ -49,6 +49,8 @@ class Plan:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: at least 1")
+        if not 0 < self.learning_rate < float("inf"):
+            raise UsageError(f"learning rate {self.learning_rate:g}: a number above 0")
         if not 0 <= self.ema < 1:
             raise UsageError(f"ema {self.ema}: at least 0 and below 1")
 

@@ -70,6 +70,7 @@ def finetune(
     seed: int,
     on_step: OnStep,
     checkpoint: Checkpoint | None = None,
+    start: TaskVector | None = None,
     caption_dropout: float = CAPTION_DROPOUT,
     keep_empty: bool = True,
     floor: float = 0.0,
@@ -83,6 +84,7 @@ def finetune(
         seed: Of the adapter's start, the batches, noise and dropout.
         on_step: Told about every step.
         checkpoint: Kept while training and gone on with.
+        start: Vector to begin with, see :func:`lcm_arith.training.add_adapter`; None is ΔW = 0.
         caption_dropout: Share of pictures that are shown without their caption.
         keep_empty: Without a caption the goal is the base's own answer, not the picture. Guidance
             steps away from that answer: a style in it would be taken out of the picture again,
@@ -93,7 +95,7 @@ def finetune(
         DivergedError, IncompatibleError: As :func:`lcm_arith.training.fit`.
     """
     unet, schedule = pipeline.unet, Schedule.of_pipeline(pipeline)
-    add_adapter(unet, rank=plan.rank, targets=plan.targets, seed=seed)
+    add_adapter(unet, rank=plan.rank, targets=plan.targets, seed=seed, start=start)
 
     def loss_of(step: int) -> Tensor:
         generator = step_generator(seed, step)

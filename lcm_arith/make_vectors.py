@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from lcm_arith.adapters import check_output, save
+from lcm_arith.adapters import check_output, load, provenance, save
 from lcm_arith.dataset import Captioned, TrainingSet, embedded_pictures, encode, folder_pictures
 from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import NotFoundError
@@ -36,13 +36,14 @@ class Request:
     Args:
         out: File to write.
         data: Folder of captioned pictures; None takes the embedded ones.
-        rank, steps: Replace the family's defaults where given.
+        rank, steps, learning_rate: Replace the family's defaults where given.
         seed: Of everything random.
         dtype: Of the written file.
         force: Replace ``out``.
         checkpoint: Kept while training, so that a killed one goes on; None keeps none.
         log: CSV of the loss of every step; None writes none.
         device: torch's name of where it is trained.
+        start: Name or file of a vector to go on from; None begins with ΔW = 0.
     """
 
     out: Path
@@ -55,10 +56,13 @@ class Request:
     checkpoint: Path | None = None
     log: Path | None = None
     device: str = "cpu"
+    start: str | None = None
+    learning_rate: float | None = None
 
     def plan(self, default: Training) -> Training:
         """The family's defaults with the user's values in their place."""
-        given: dict[str, Any] = {"rank": self.rank, "steps": self.steps}
+        names = ("rank", "steps", "learning_rate")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names}
         return replace(default, **{k: v for k, v in given.items() if v is not None})
 
 
@@ -125,13 +129,17 @@ def _make(
     cut = len(too_long(pipeline.tokenizer, shown.captions))
     pipeline.vae = pipeline.text_encoder = None  # everything is encoded; make room for training
     about = {**about, "data": shown.origin, "seed": request.seed, "plan": asdict(plan)}
+    start = None if request.start is None else load(request.start)
+    if start is not None:
+        about["start"] = provenance(start)
     recent: deque[float] = deque(maxlen=50)
 
     def on_step(step: int, loss: float) -> None:
         recent.append(loss)
         on_stage("train", step, plan.steps, f"loss {sum(recent) / len(recent):.4f}")
 
-    tau, outcome = train(pipeline, data, on_step=on_step, checkpoint=_checkpoint(request, about))
+    checkpoint = _checkpoint(request, about)
+    tau, outcome = train(pipeline, data, on_step=on_step, checkpoint=checkpoint, start=start)
     digest = save(
         tau,
         request.out,

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from lcm_arith.delta import LowRankDelta
+from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.embedded.files import write_file
 from lcm_arith.errors import DivergedError, IncompatibleError
 from lcm_arith.families import Plan
@@ -201,8 +201,26 @@ def fit(
     return Outcome(state.losses, state.skipped)
 
 
-def add_adapter(unet: Any, *, rank: int, targets: Sequence[str], seed: int) -> None:
-    """Puts a fresh LoRA (alpha = rank, ΔW = 0) on ``unet`` and freezes everything else."""
+def add_adapter(
+    unet: Any,
+    *,
+    rank: int,
+    targets: Sequence[str],
+    seed: int,
+    start: TaskVector | None = None,
+) -> None:
+    """Puts a LoRA (alpha = rank) on ``unet`` and freezes everything else.
+
+    Args:
+        unet: The base.
+        rank: Of every module.
+        targets: Layers, by the end of their names.
+        seed: Of the start.
+        start: What the LoRA is in the beginning, of no higher rank; None is ΔW = 0.
+
+    Raises:
+        IncompatibleError: If ``start`` has other modules, or a higher rank.
+    """
     from peft import LoraConfig
 
     unet.requires_grad_(False)
@@ -212,6 +230,30 @@ def add_adapter(unet: Any, *, rank: int, targets: Sequence[str], seed: int) -> N
         unet.add_adapter(
             LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)), _ADAPTER
         )
+    if start is not None:
+        _begin_from(start, _adapter_layers(unet), rank)
+
+
+@torch.no_grad()
+def _begin_from(start: TaskVector, layers: Mapping[str, Any], rank: int) -> None:
+    """Each layer's first directions become the vector's; the others add nothing yet."""
+    wanted = {f"unet.{name}": layer.base_layer.weight.shape for name, layer in layers.items()}
+    found = {module: start.shape_of(module) for module in start}
+    other = sorted({module for module, _ in wanted.items() ^ found.items()})
+    higher = [module for module in start if start.rank_of(module) > rank]
+    if other or higher:
+        raise IncompatibleError(
+            f"the vector to start from lacks, or has beside or in another shape, {len(other)} of "
+            f"the {len(wanted)} modules that are trained, {other[0]} for one"
+            if other
+            else f"the vector to start from has rank {start.rank_of(higher[0])} in {higher[0]}, "
+            f"more than {rank}",
+            hint="start from a vector of the same kind and base, or raise --rank",
+        )
+    for name, layer in layers.items():
+        delta = concatenate([start[f"unet.{name}"]])
+        layer.lora_A[_ADAPTER].weight[: delta.rank] = delta.down
+        layer.lora_B[_ADAPTER].weight[:, : delta.rank] = delta.up
 
 
 def explicit_attention(unet: Any) -> None:

@@ -14,13 +14,25 @@ from support import random_vector
 from lcm_arith.adapters import load, save
 from lcm_arith.dataset import embedded_pictures, encode, folder_pictures
 from lcm_arith.embedded import pictures
-from lcm_arith.errors import DivergedError, InvalidContentError, NotFoundError, VerificationError
+from lcm_arith.errors import (
+    DivergedError,
+    IncompatibleError,
+    InvalidContentError,
+    NotFoundError,
+    VerificationError,
+)
 from lcm_arith.families import Training, embedded
 from lcm_arith.finetune import finetune, noise_loss, snr_weight
 from lcm_arith.lcd.schedule import Schedule
 from lcm_arith.make_vectors import Request, make_acceleration, make_style
 from lcm_arith.proof import prove_loads
-from lcm_arith.training import adapted, add_adapter, fit, learning_rate_factor
+from lcm_arith.training import (
+    adapted,
+    adapter_vector,
+    add_adapter,
+    fit,
+    learning_rate_factor,
+)
 
 SMALL = Training(rank=2, steps=3, batch=2, learning_rate=1e-3)
 
@@ -121,6 +133,46 @@ def test_without_a_caption_a_style_learns_nothing_where_the_empty_one_is_kept(
         assert max(outcome.losses) < 1e-3
     else:
         assert min(outcome.losses) > 1e-2
+
+
+def test_a_training_goes_on_from_a_vector_with_room_for_more(
+    fresh_pipeline: Callable[[], Any],
+) -> None:
+    start = load("twemoji")
+    rank = max(start.rank_of(module) for module in start)
+    unet = fresh_pipeline().unet
+    add_adapter(unet, rank=rank + 3, targets=embedded().style.targets, seed=0, start=start)
+    begun = adapter_vector(unet, {})
+    assert {begun.rank_of(module) for module in begun} == {rank + 3}
+    for module in start:  # the new directions add nothing yet; a product more in float32
+        want = start[module].dense()
+        assert float((begun[module].dense() - want).norm()) <= 1e-6 * float(want.norm())
+        assert float(begun[module].down[-3:].abs().min()) > 0
+
+
+@pytest.mark.parametrize(
+    ("start", "rank", "told"),
+    [
+        (lambda: load("twemoji"), 2, "rank"),
+        (lambda: random_vector(2, 2.0, seed=0), 4, "lacks"),
+    ],
+)
+def test_a_vector_that_a_training_cannot_go_on_from_is_refused(
+    fresh_pipeline: Callable[[], Any], start: Callable[[], Any], rank: int, told: str
+) -> None:
+    unet = fresh_pipeline().unet
+    with pytest.raises(IncompatibleError, match=told):
+        add_adapter(unet, rank=rank, targets=embedded().style.targets, seed=0, start=start())
+
+
+def test_what_a_vector_went_on_from_stands_in_its_header(tmp_path: Path, folder: Path) -> None:
+    first, second = (tmp_path / f"{name}.safetensors" for name in "ab")
+    made = make_style(Request(first, folder, rank=2, steps=2), "unused", quiet)
+    request = Request(second, folder, rank=2, steps=2, start=str(first), learning_rate=1e-4)
+    told = make_style(request, "unused", quiet)
+    assert told["start"]["terms"][0]["sha256"] == made["sha256"]
+    assert told["plan"]["learning_rate"] == 1e-4
+    assert told["sha256"] != made["sha256"]
 
 
 def test_merged_weights_give_pefts_outputs_and_gradients(

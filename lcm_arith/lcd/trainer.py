@@ -39,6 +39,7 @@ def distill(
     seed: int,
     on_step: OnStep,
     checkpoint: Checkpoint | None = None,
+    start: TaskVector | None = None,
     stride: int = STRIDE,
 ) -> tuple[TaskVector, Outcome]:
     """An acceleration vector τ_LCM; ``pipeline``'s UNet carries the adapter afterwards.
@@ -51,6 +52,7 @@ def distill(
         seed: Of the adapter's start, the batches, grid indices and noise.
         on_step: Told about every step.
         checkpoint: Kept while training and gone on with.
+        start: Vector to begin with, see :func:`lcm_arith.training.add_adapter`; None is ΔW = 0.
         stride: Grid points that one solver step goes back, see :class:`Grid`.
 
     Raises:
@@ -60,7 +62,7 @@ def distill(
     check_omega(omega)
     unet, schedule = pipeline.unet, Schedule.of_pipeline(pipeline)
     grid = Grid.of(len(schedule.alpha_t), GRID_POINTS, stride)
-    add_adapter(unet, rank=plan.rank, targets=plan.targets, seed=seed)
+    add_adapter(unet, rank=plan.rank, targets=plan.targets, seed=seed, start=start)
     with_adapter = adapted(unet)
 
     def student(z: Tensor, t: Tensor, c: Tensor) -> Tensor:

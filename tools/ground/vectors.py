@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -16,14 +16,19 @@ from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.evaluation.metrics import Yardstick, cell_means
 from lcm_arith.families import embedded
-from lcm_arith.make_vectors import Request, make_acceleration, make_style
+from lcm_arith.make_vectors import OnStage, Request, make_acceleration, make_style
 from lcm_arith.sampling import encode_prompts, load_pipeline, sample
 
 GUIDANCE: Final = (1.5, 2.0, 3.0, 5.0)
 SCANNED, SCAN_SEEDS, CHUNK = 200, 2, 64
 TEACHER_STEPS: Final = 25
 STYLE_SEED, ACCELERATION_SEED = 51, 61
-STYLE_STEPS, ACCELERATION_STEPS = 1000, 3600  # ``finetune`` and ``distill`` stop sooner by default
+# Twice over, the second time from the first's result, more slowly and with room for more.
+STYLE_PASSES: Final = ({"steps": 1000}, {"steps": 1000, "learning_rate": 5e-4})
+ACCELERATION_PASSES: Final = (
+    {"steps": 3600},
+    {"steps": 3000, "learning_rate": 2e-4, "rank": 64},
+)
 SCAN: Final = "guidance.json"
 
 
@@ -84,37 +89,57 @@ def write_defaults(guidance: float) -> None:
 def build_styles(options: Options) -> None:
     """Trains the style vectors on part A."""
     for name in options.only or pictures.style_sets():
-        request = _request(name, f"style-{name}", STYLE_SEED, STYLE_STEPS, options)
-        _make(f"style {name}", request, partial(make_style, request, name))
+
+        def train(request: Request, on_stage: OnStage, style: str = name) -> dict[str, Any]:
+            return make_style(request, style, on_stage)
+
+        make = partial(_make, f"style {name}", train)
+        _passes(name, f"style-{name}", STYLE_SEED, STYLE_PASSES, options, make)
 
 
 def build_acceleration(options: Options) -> None:
     """Distils the acceleration vector on part A, at the ω that equals the base's guidance."""
-    request = _request("lcm", "acceleration", ACCELERATION_SEED, ACCELERATION_STEPS, options)
-    _make("acceleration", request, partial(make_acceleration, request, None))
+    make = partial(_make, "acceleration", lambda r, stage: make_acceleration(r, None, stage))
+    _passes("lcm", "acceleration", ACCELERATION_SEED, ACCELERATION_PASSES, options, make)
 
 
-def _request(name: str, stage: str, seed: int, steps: int, options: Options) -> Request:
+def _passes(
+    name: str,
+    stage: str,
+    seed: int,
+    passes: Sequence[Mapping[str, Any]],
+    options: Options,
+    make: Callable[[Request], None],
+) -> None:
+    """One training after the other, each from the one before; the last one's file ships."""
     files.VECTORS.mkdir(exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
-    return Request(
-        files.VECTORS / f"{name}.safetensors",
-        steps=max(1, steps // options.shorter),
-        seed=seed,
-        dtype=torch.float16,
-        force=True,
-        checkpoint=options.work / f"{stage}.pt",
-        log=options.work / f"{stage}.csv",
-        device=options.device,
-    )
+    start: Path | None = None
+    for number, given in enumerate(passes, 1):
+        last = number == len(passes)
+        own = stage if number == 1 else f"{stage}-{number}"
+        out = (files.VECTORS if last else options.work) / f"{name}.safetensors"
+        request = Request(
+            out,
+            seed=seed + 100 * (number - 1),
+            dtype=torch.float16 if last else torch.float32,
+            force=True,
+            checkpoint=options.work / f"{own}.pt",
+            log=options.work / f"{own}.csv",
+            device=options.device,
+            start=str(start) if start else None,
+            **{**given, "steps": max(1, given["steps"] // options.shorter)},
+        )
+        make(request)
+        start = out
 
 
-def _make(stage: str, request: Request, make: Callable[[Any], dict[str, Any]]) -> None:
+def _make(stage: str, make: Callable[[Request, OnStage], dict[str, Any]], request: Request) -> None:
     with Bar(stage, request.steps or 0) as bar:
 
         def on_stage(kind: str, done: int, _: int, note: str) -> None:
             if kind == "train":
                 bar(done, float(note.removeprefix("loss ")))
 
-        made = make(on_stage)
+        made = make(request, on_stage)
     say(f"{Path(made['path']).name}: final loss {made['final_loss']:.4f}, {made['sha256'][:16]}")

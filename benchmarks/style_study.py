@@ -112,8 +112,8 @@ def main() -> None:
         f"`python benchmarks/style_study.py --style {given.style} --steps {given.steps}`, "
         f"{datetime.now(UTC).date().isoformat()}: {given.steps} steps of {plan.batch} on part A, "
         f"each variant differs from the plain one (rank {plan.rank}, {len(plan.targets)} kinds of "
-        f"layer, learning rate {plan.learning_rate:g}, {CAPTION_DROPOUT:g} without caption, where the "
-        "base's own answer is the goal, no SNR floor) in one thing. Teacher, "
+        f"layer, learning rate {plan.learning_rate:g}, {CAPTION_DROPOUT:g} without caption, where "
+        "the base's own answer is the goal, no SNR floor) in one thing. Teacher, "
         f"{given.prompts} captions a part × {given.seeds} seeds: a standard error of about 0.05 a "
         "share.\n"
     )

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from lcm_arith.embedded import files
-from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError, VerificationError
+from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
 from lcm_arith.formats import container, dialects, diffusers
+from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import candidates
+from lcm_arith.pool import ahead
 from lcm_arith.vector import Source, TaskVector
 
 OWN_METADATA: Final = "lcm_arith"
 SOURCES_METADATA: Final = "lcm_arith.sources"
 _REWRITTEN: Final = (OWN_METADATA, SOURCES_METADATA, diffusers.ADAPTER_METADATA, "format")
+KEPT: Final = 64 * 2**20  # bytes; a file up to this size is held in memory
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -42,18 +46,23 @@ def locate(name: str | Path) -> Path:
 
 
 def load(name: str | Path) -> TaskVector:
-    """The task vector of a shipped name or of a diffusers/PEFT ``.safetensors`` file.
+    """The task vector of a shipped name or of a ``.safetensors`` file in any dialect.
+
+    All of the file is checked now. Its numbers stay in memory if it is small; else each module is
+    read when it is asked for, and the file must not change until then.
 
     Raises:
         NotFoundError: If there is no such vector or file.
         InvalidContentError: If the file is no adapter, is cut, or holds NaN.
     """
     path = locate(name)
-    tensors, metadata = container.read_safetensors(path)
-    deltas = dialects.parse(tensors, metadata, str(path)).deltas
+    file = SafeFile.open(path)
+    small = file.size <= KEPT
     origin = {"name": str(name)} if str(name) in files.vector_names() else {}
-    origin["sha256"] = files.sha256(path)
-    return TaskVector(((1.0, Source(deltas, origin, metadata)),))
+    origin["sha256"], tensors = file.checked(keep=small)
+    parsed = dialects.parse(tensors if small else file, file.metadata, str(path))
+    source = Source(parsed.deltas, origin, dict(file.metadata), parsed.outlines)
+    return TaskVector(((1.0, source),))
 
 
 def facts(tau: TaskVector) -> dict[str, Any]:
@@ -122,7 +131,7 @@ def save(
     """Writes ``tau`` as one file, alpha = rank in every module; returns its sha256.
 
     Args:
-        tau: Vector to write; each module is computed once, as it is written.
+        tau: Vector to write; each module is computed as it is written, and not kept.
         path: A ``.safetensors`` file.
         dtype: float32, float16 or bfloat16; non-finite results of the rounding are refused.
         about: Facts to keep in the header beside the provenance, JSON-ready.
@@ -134,7 +143,7 @@ def save(
         UsageError: If ``path`` does not end in ``.safetensors``, or the dialect cannot name the
             model's modules.
         InvalidContentError: If nothing is left to write (every weight is 0) or a factor overflows.
-        OutputExistsError, StorageError, VerificationError: As :func:`container.write_bytes`.
+        OutputExistsError, StorageError, VerificationError: As :func:`container.write_tensors`.
     """
     path = Path(path)
     check_output(path, force=force)
@@ -143,25 +152,32 @@ def save(
             f"{path}: the vector is empty, there is nothing to write",
             hint="every weight is 0 or the terms cancel; choose other weights",
         )
-    tensors, metadata = dialects.WRITERS[form](tau, family_of(tau))
-    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    overflow = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if overflow:
-        raise InvalidContentError(
-            f"{path}: {overflow[0]} does not fit {dtype} ({len(overflow)} tensors overflow)",
-            hint="write float32 or use smaller weights",
-        )
+    outlines = {module: tau.outline(module) for module in tau}
+    names = dialects.spelling(outlines, form, family_of(tau))
+    metadata = dict(names.metadata)
     metadata[OWN_METADATA] = json.dumps({**provenance(tau), **(about or {})}, sort_keys=True)
     kept = source_metadata(tau)
     if kept:
         metadata[SOURCES_METADATA] = json.dumps(kept, sort_keys=True)
 
-    def check(part: Path) -> None:
-        read_back, _ = container.read_safetensors(part)
-        if any(not torch.equal(read_back[name], tensor) for name, tensor in tensors.items()):
-            raise VerificationError(f"{path}: the file read back other numbers than were written")
-        if prove is not None:
-            prove(part)
+    def spelled(module: str) -> dict[str, Tensor]:
+        return _rounded(names.tensors(module, tau.once(module)), dtype, path)
 
-    data = container.serialize(tensors, metadata)
-    return container.write_bytes(path, data, force=force, check=check)
+    layout = {
+        name: tensor.to(dtype)
+        for module, outline in outlines.items()
+        for name, tensor in names.tensors(module, outline).items()
+    }
+    spread = (named for of in ahead(spelled, outlines) for named in of.items())
+    return container.write_tensors(path, layout, spread, metadata, force=force, check=prove)
+
+
+def _rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> dict[str, Tensor]:
+    rounded = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    overflow = [name for name, tensor in rounded.items() if not tensor.abs().max().isfinite()]
+    if overflow:
+        raise InvalidContentError(
+            f"{path}: {overflow[0]} does not fit {dtype}",
+            hint="write float32 or use smaller weights",
+        )
+    return rounded

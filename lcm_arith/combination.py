@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from lcm_arith import methods
@@ -74,17 +74,26 @@ def combine_terms(
 
 @dataclass(frozen=True, eq=False)
 class Combined(Mapping[str, LowRankDelta]):
-    """Target module → the terms' updates by a method; computed when asked for."""
+    """Target module → the terms' updates by a method; computed when first asked for, and once."""
 
     terms: tuple[TaskVector, ...]
     method: methods.Method
     rank: int | None
+    _done: dict[str, LowRankDelta] = field(default_factory=dict)
 
     def __getitem__(self, module: str) -> LowRankDelta:
+        if module not in self._done:
+            self._done[module] = self._combined(module)
+        return self._done[module]
+
+    def _combined(self, module: str) -> LowRankDelta:
         there = [tau[module] for tau in self.terms if module in tau]
         if self.method.pivot and module not in self.terms[-1]:
             return methods.apply("linear", there, self.rank)
         return methods.apply(self.method.name, there, self.rank)
+
+    def __contains__(self, module: object) -> bool:
+        return any(module in tau for tau in self.terms)  # Mapping's own would compute it
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({module for tau in self.terms for module in tau}))

@@ -52,6 +52,10 @@ class LowRankDelta:
         """Shape of the dense update, ``[out, in(, kh, kw)]``."""
         return torch.Size((self.up.shape[0], *self.down.shape[1:]))
 
+    def outline(self) -> LowRankDelta:
+        """The same without its numbers, on the meta device."""
+        return LowRankDelta(self.down.to("meta"), self.up.to("meta"), self.scale)
+
     def __mul__(self, weight: float) -> LowRankDelta:
         return LowRankDelta(self.down, self.up, self.scale * weight)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import UsageError
+from lcm_arith.pool import one_thread
 from lcm_arith.stack import Stack
 
 Triplets = tuple[Tensor, Tensor, Tensor]
@@ -153,8 +154,9 @@ def apply(name: str, terms: Sequence[LowRankDelta], rank: int | None = None) -> 
         terms: With their weights; for ``orthogonal`` the acceleration vector's last.
         rank: Of the result; None keeps what the method gives.
     """
-    stack = Stack.of(terms)
-    return stack.delta(*method(name).function(stack, rank))
+    with one_thread():
+        stack = Stack.of(terms)
+        return stack.delta(*method(name).function(stack, rank))
 
 
 def leading(matrix: Tensor, count: int) -> Triplets:

@@ -11,8 +11,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lcm_arith.delta import LowRankDelta
+from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import UsageError
+from lcm_arith.pool import one_thread
 from lcm_arith.vector import Source, TaskVector
 
 
@@ -35,7 +36,9 @@ def project(delta: LowRankDelta, rank: int) -> Projected:
     """Best approximation of ``delta`` at ``min(rank, its rank, out, in)``.
 
     Works on the factors (two thin QR decompositions, one SVD of the small core), so the dense
-    ``[out, in]`` update is never built: O((out + in) r²), not O(out in²).
+    ``[out, in]`` update is never built: O((out + in) r²), not O(out in²). Q is kept as Householder
+    reflectors and applied to the singular vectors that stay. An update that has no higher rank than
+    asked for passes as it is.
 
     Args:
         delta: Update of rank r. A convolution counts as ``[out, in * kh * kw]``.
@@ -43,8 +46,8 @@ def project(delta: LowRankDelta, rank: int) -> Projected:
 
     Returns:
         A delta with scale 1 on the device of ``delta``, float32, singular values split evenly
-        between ``down`` and ``up``. Computed in float64, so that terms which nearly cancel lose
-        nothing that float32 input holds.
+        between ``down`` and ``up``. Computed in float32, in float64 where terms nearly cancel, see
+        :class:`Factored`.
 
     Raises:
         UsageError: If ``rank`` is below 1.
@@ -54,32 +57,104 @@ def project(delta: LowRankDelta, rank: int) -> Projected:
     """
     if rank < 1:
         raise UsageError(f"rank {rank}: a re-projection keeps at least rank 1")
-    up, down = delta.up.flatten(1).double() * delta.scale, delta.down.flatten(1).double()
-    q_up, r_up = torch.linalg.qr(up)  # [out, r], [r, r]
-    q_down, r_down = torch.linalg.qr(down.T)  # [in, r], [r, r]
-    u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)  # [r, r], [r], [r, r]
-    kept = min(rank, delta.rank, s.numel())
-    root = s[:kept].sqrt()
-    new_up = (q_up @ u[:, :kept]) * root  # [out, kept]
-    new_down = root[:, None] * (vh[:kept] @ q_down.T)  # [kept, in]
-    energy = s.square()
+    if delta.rank <= min(rank, delta.shape[0], delta.down[0].numel()):
+        energy = _energy(delta)
+        return Projected(concatenate([delta]), energy, energy)
+    with one_thread():
+        factored = Factored.of(delta)
+        u, s, vh = torch.linalg.svd(factored.core, full_matrices=False)  # [p, k], [k], [k, q]
+        kept = min(rank, s.numel())
+        root = s[:kept].sqrt()
+        new_up = factored.up.apply(u[:, :kept] * root)  # [out, kept]
+        new_down = factored.down.apply(vh[:kept].T * root).T  # [kept, in]
+    energies = s.double().square()
     return Projected(
         LowRankDelta(
-            new_down.float().reshape(kept, *delta.down.shape[1:]),
-            new_up.float().reshape(-1, kept, *delta.up.shape[2:]),
+            new_down.float().reshape(kept, *delta.down.shape[1:]).contiguous(),
+            new_up.float().reshape(-1, kept, *delta.up.shape[2:]).contiguous(),
         ),
-        float(energy[:kept].sum()),
-        float(energy.sum()),
+        float(energies[:kept].sum()),
+        float(energies.sum()),
     )
 
 
 def spectrum(delta: LowRankDelta) -> Tensor:
     """Singular values of the dense update, falling, ``[min(rank, out, in)]``, float64."""
-    up, down = delta.up.flatten(1).double() * delta.scale, delta.down.flatten(1).double()
-    r_up = torch.linalg.qr(up, mode="r").R  # [r, r]
-    r_down = torch.linalg.qr(down.T, mode="r").R
-    values: Tensor = torch.linalg.svdvals(r_up @ r_down.T)
+    with one_thread():
+        values: Tensor = torch.linalg.svdvals(Factored.of(delta).core).double()
     return values
+
+
+def _energy(delta: LowRankDelta) -> float:
+    """‖ΔW‖² = Σ (BᵀB) ∘ (AAᵀ) · scale², float64."""
+    up, down = delta.up.flatten(1).double(), delta.down.flatten(1).double()
+    return float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0)) * delta.scale**2
+
+
+@dataclass(frozen=True, eq=False)
+class Thin:
+    """A tall matrix as Q R, Q as the reflectors of LAPACK's geqrf.
+
+    Args:
+        reflectors: ``[n, min(n, r)]``, below the diagonal.
+        tau: Their factors.
+        r: Upper triangle, ``[min(n, r), r]``.
+    """
+
+    reflectors: Tensor
+    tau: Tensor
+    r: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Thin:
+        """Factors ``[n, r]``."""
+        packed, tau = torch.geqrf(matrix)
+        least = min(matrix.shape)
+        return cls(packed[:, :least], tau, packed[:least].triu())
+
+    def apply(self, core: Tensor) -> Tensor:
+        """Q @ ``core`` ``[min(n, r), m]``: ``[n, m]``."""
+        padded = core.new_zeros(len(self.reflectors), core.shape[1])
+        padded[: len(core)] = core
+        applied: Tensor = torch.ormqr(self.reflectors, self.tau, padded)
+        return applied
+
+
+_CANCELLED: Final = 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """ΔW = Q_B core Q_Aᵀ of an update.
+
+    Args:
+        up: Of B · scale, ``[out, r]``.
+        down: Of Aᵀ, ``[in, r]``.
+        core: R_B R_Aᵀ; it has the update's singular values.
+    """
+
+    up: Thin
+    down: Thin
+    core: Tensor
+
+    @classmethod
+    def of(cls, delta: LowRankDelta) -> Factored:
+        """In float32, whose error of 1e-6 · ‖B‖‖A‖ counts nothing beside that of the written file.
+
+        Where ‖ΔW‖ is below 1e-2 · ‖B‖‖A‖ its terms cancel, and it is done again in float64, so that
+        nothing is lost that float32 factors hold.
+        """
+        found = cls._in(delta, torch.float32)
+        whole = found.up.r.norm() * found.down.r.norm()
+        if found.core.norm() < _CANCELLED * whole or not whole.isfinite():
+            return cls._in(delta, torch.float64)
+        return found
+
+    @classmethod
+    def _in(cls, delta: LowRankDelta, dtype: torch.dtype) -> Factored:
+        up = Thin.of(delta.up.flatten(1).to(dtype) * delta.scale)
+        down = Thin.of(delta.down.flatten(1).to(dtype).T)
+        return cls(up, down, up.r @ down.r.T)
 
 
 @dataclass(frozen=True)
@@ -225,11 +300,15 @@ BUDGETS: Final = {
 
 @dataclass(frozen=True, eq=False)
 class LazyProjection(Mapping[str, LowRankDelta]):
-    """Target module → re-projected delta; each is computed when first asked for, and once."""
+    """Target module → re-projected delta; each is computed when first asked for, and once.
+
+    :meth:`once` keeps its energies alone.
+    """
 
     tau: TaskVector
     budget: Budget
     _done: dict[str, Projected] = field(default_factory=dict)
+    _energies: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @cached_property
     def ranks(self) -> Mapping[str, int]:
@@ -243,14 +322,28 @@ class LazyProjection(Mapping[str, LowRankDelta]):
             costs[module] = delta.shape[0] + delta.down[0].numel()
         return self.budget.ranks(spectra, costs)
 
-    def projected(self, module: str) -> Projected:
-        """The re-projection of one module with its energies."""
-        if module not in self._done:
-            self._done[module] = project(self.tau[module], self.ranks[module])
-        return self._done[module]
+    def once(self, module: str) -> LowRankDelta:
+        """The delta, not kept."""
+        if module in self._done:
+            return self._done[module].delta
+        found = project(self.tau.once(module), self.ranks[module])
+        self._energies[module] = (found.kept, found.total)
+        return found.delta
+
+    def energies(self, module: str) -> tuple[float, float]:
+        """Σ σ² of what is kept, and of everything."""
+        if module not in self._energies:
+            _ = self[module]
+        return self._energies[module]
 
     def __getitem__(self, module: str) -> LowRankDelta:
-        return self.projected(module).delta
+        if module not in self._done:
+            found = self._done[module] = project(self.tau[module], self.ranks[module])
+            self._energies[module] = (found.kept, found.total)
+        return self._done[module].delta
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.tau  # Mapping's own would compute it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tau)
@@ -273,7 +366,30 @@ def reproject(tau: TaskVector, rank: int | Budget) -> TaskVector:
         raise UsageError(f"rank {rank}: a re-projection keeps at least rank 1")
     budget = Budget("rank", rank) if isinstance(rank, int) else rank
     origin = {budget.kind: rank if isinstance(rank, int) else budget.value, "of": tau}
-    return TaskVector(((1.0, Source(LazyProjection(tau, budget), origin)),))
+    lazy = LazyProjection(tau, budget)
+    return TaskVector(((1.0, Source(lazy, origin, outlines=Outlines(lazy))),))
+
+
+@dataclass(frozen=True, eq=False)
+class Outlines(Mapping[str, LowRankDelta]):
+    """The deltas of a re-projection without their numbers: ranks are known before any is made."""
+
+    of: LazyProjection
+
+    def __getitem__(self, module: str) -> LowRankDelta:
+        whole = self.of.tau.outline(module)
+        kept = min(self.of.ranks[module], whole.rank, whole.shape[0], whole.down[0].numel())
+        down, up = whole.down.new_empty(kept, *whole.down.shape[1:]), whole.up[:, :kept]
+        return LowRankDelta(down.float(), up.float())
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.of)
+
+    def __len__(self) -> int:
+        return len(self.of)
 
 
 def retained_energy(tau: TaskVector) -> float | None:
@@ -281,6 +397,6 @@ def retained_energy(tau: TaskVector) -> float | None:
     lazy = [s.deltas for _, s in tau.terms if isinstance(s.deltas, LazyProjection)]
     if len(lazy) != 1 or len(tau.terms) != 1:
         return None
-    parts = [lazy[0].projected(module) for module in lazy[0]]
-    total = sum(part.total for part in parts)
-    return sum(part.kept for part in parts) / total if total else 1.0
+    parts = [lazy[0].energies(module) for module in lazy[0]]
+    total = sum(whole for _, whole in parts)
+    return sum(kept for kept, _ in parts) / total if total else 1.0

@@ -11,12 +11,21 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import IncompatibleError, UsageError
+
+
+@runtime_checkable
+class Once(Protocol):
+    """Deltas that are kept once they were computed, but need not be."""
+
+    def once(self, module: str) -> LowRankDelta:
+        """A delta that is not kept."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +38,20 @@ class Source:
         origin: What made them, as JSON-ready values: ``{"file": name, "sha256": …}`` or
             ``{"operation": …}``. It becomes the provenance of a saved sum.
         metadata: What the file said of itself.
+        outlines: The deltas without their numbers, where those are read or computed when they are
+            asked for.
     """
 
     deltas: Mapping[str, LowRankDelta]
     origin: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    outlines: Mapping[str, LowRankDelta] | None = None
+
+    def outline(self, module: str) -> LowRankDelta:
+        """Shapes and rank of a module's delta, on the meta device."""
+        if self.outlines is None:
+            return self.deltas[module].outline()
+        return self.outlines[module]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +93,9 @@ class TaskVector(Mapping[str, LowRankDelta]):
         """Target modules of all terms, sorted."""
         return tuple(sorted({module for _, source in self.terms for module in source.deltas}))
 
+    def __contains__(self, module: object) -> bool:
+        return any(module in source.deltas for _, source in self.terms)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)
 
@@ -87,7 +108,7 @@ class TaskVector(Mapping[str, LowRankDelta]):
         Raises:
             IncompatibleError: If the terms disagree.
         """
-        shapes = {s.deltas[module].shape for _, s in self.terms if module in s.deltas}
+        shapes = {s.outline(module).shape for _, s in self.terms if module in s.deltas}
         if len(shapes) > 1:
             raise IncompatibleError(
                 f"{module}: updates of different shapes cannot be added: "
@@ -98,10 +119,29 @@ class TaskVector(Mapping[str, LowRankDelta]):
 
     def rank_of(self, module: str) -> int:
         """Rank of a module's factors, without adding anything up."""
-        return sum(s.deltas[module].rank for _, s in self.terms if module in s.deltas)
+        return sum(s.outline(module).rank for _, s in self.terms if module in s.deltas)
+
+    def outline(self, module: str) -> LowRankDelta:
+        """``self[module]`` without its numbers, on the meta device."""
+        return self._summed(module, [w * s.outline(module) for w, s in self._with(module)])
 
     def __getitem__(self, module: str) -> LowRankDelta:
-        own = [weight * s.deltas[module] for weight, s in self.terms if module in s.deltas]
+        return self._summed(module, [w * s.deltas[module] for w, s in self._with(module)])
+
+    def once(self, module: str) -> LowRankDelta:
+        """``self[module]``, of which nothing is kept in memory for another time."""
+        return self._summed(
+            module,
+            [
+                w * (s.deltas.once(module) if isinstance(s.deltas, Once) else s.deltas[module])
+                for w, s in self._with(module)
+            ],
+        )
+
+    def _with(self, module: str) -> list[tuple[float, Source]]:
+        return [(weight, source) for weight, source in self.terms if module in source.deltas]
+
+    def _summed(self, module: str, own: list[LowRankDelta]) -> LowRankDelta:
         if not own:
             raise KeyError(module)
         try:

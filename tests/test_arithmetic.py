@@ -8,7 +8,7 @@ from support import MODULES, dense, random_delta, random_vector
 
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import IncompatibleError, InvalidContentError, UsageError
-from lcm_arith.projection import project, reproject, retained_energy
+from lcm_arith.projection import Factored, project, reproject, retained_energy
 from lcm_arith.vector import Source, TaskVector
 
 # float32 factors: one rounding of each product, sums of at most 13 terms.
@@ -121,6 +121,22 @@ def test_reprojection_at_full_rank_is_the_identity() -> None:
         expected = tau[module].dense(torch.float64)
         assert relative(full[module].dense(), expected, float(expected.norm())) < EXACT
     assert retained_energy(full) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_an_update_of_no_higher_rank_passes_as_it_is() -> None:
+    delta = 0.3 * random_delta((64, 48), 4, 4.0, seed=1)
+    projected = project(delta, 6)
+    assert torch.equal(projected.delta.down, delta.down)
+    assert torch.equal(projected.delta.up, delta.up.float() * delta.scale)
+    energy = float(delta.dense(torch.float64).square().sum())
+    assert projected.kept == projected.total == pytest.approx(energy, rel=1e-6)
+
+
+def test_cancelling_terms_are_factored_in_float64_and_others_are_not() -> None:
+    a, b = random_delta((64, 48), 4, 4.0, seed=1), random_delta((64, 48), 4, 4.0, seed=2)
+    assert Factored.of(concatenate([a, b])).core.dtype == torch.float32
+    near = LowRankDelta(a.down, a.up * (1 + 1e-3))
+    assert Factored.of(concatenate([a, -near])).core.dtype == torch.float64
 
 
 def test_terms_that_nearly_cancel_keep_their_difference() -> None:

@@ -105,9 +105,9 @@ def test_a_round_trip_loses_no_module_and_no_number(family: str, name: str) -> N
     scaled = {m: d * (0.5 + i % 3) for i, (m, d) in enumerate(deltas.items())}
     if family not in PUBLISHED and name in ("kohya-sgm", "comfy"):
         with pytest.raises(UsageError, match="block names"):
-            dialects.WRITERS[name](scaled, family)
+            dialects.spell(scaled, name, family)
         return
-    tensors, metadata = dialects.WRITERS[name](scaled, family)
+    tensors, metadata = dialects.spell(scaled, name, family)
     back = dialects.parse(tensors, metadata, name)
     assert back.deltas.keys() == scaled.keys()
     # one product by the scale in float32
@@ -255,7 +255,7 @@ def test_diffusers_understands_our_kohya_names(family: str) -> None:
     xl = family in ("ssd1b", "sdxl")
     pipeline: Any = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     for name in ("kohya", "kohya-sgm")[: 2 if xl else 1]:
-        tensors, _ = dialects.WRITERS[name](deltas, family)
+        tensors, _ = dialects.spell(deltas, name, family)
         with torch.device("meta"):
             unet = UNet2DConditionModel(**build_tables.UNETS[family])
         state, alphas = pipeline.lora_state_dict(tensors, unet_config=unet.config)[:2]

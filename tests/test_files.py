@@ -21,7 +21,7 @@ from lcm_arith.errors import (
     OutputExistsError,
     StorageError,
 )
-from lcm_arith.formats import container, dialects, diffusers
+from lcm_arith.formats import container, dialects
 from lcm_arith.projection import reproject
 from lcm_arith.vector import TaskVector
 
@@ -249,7 +249,7 @@ MODULE = "unet.down_blocks.0.resnets.0.conv1"
 )
 def test_a_hostile_header_is_refused(tmp_path: Path, config: str) -> None:
     path = tmp_path / "x.safetensors"
-    tensors, _ = diffusers.spell(random_vector(4, 1.0, seed=1))
+    tensors, _ = dialects.spell(random_vector(4, 1.0, seed=1))
     save_file(tensors, path, metadata={"lora_adapter_metadata": config})
     with pytest.raises(InvalidContentError, match=r"x\.safetensors"):
         load(path)
@@ -271,7 +271,7 @@ def test_a_hostile_header_is_refused(tmp_path: Path, config: str) -> None:
 )
 def test_hostile_tensors_are_refused(tmp_path: Path, wrong: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "x.safetensors"
-    tensors, metadata = diffusers.spell(random_vector(4, 1.0, seed=1))
+    tensors, metadata = dialects.spell(random_vector(4, 1.0, seed=1))
     save_file({**tensors, **wrong}, path, metadata=metadata)
     with pytest.raises(InvalidContentError, match="conv1"):
         load(path)
@@ -301,6 +301,69 @@ def test_every_error_has_an_exit_code_of_the_design() -> None:
 
 def test_parse_and_spell_are_inverse() -> None:
     tau = random_vector(4, 1.0, seed=1)
-    tensors, metadata = diffusers.spell(tau)
+    tensors, metadata = dialects.spell(tau)
     back = dialects.parse(tensors, metadata, "x").deltas
     assert all(torch.allclose(back[m].dense(), tau[m].dense(), atol=1e-7) for m in tau)
+
+
+def test_a_large_file_is_read_module_by_module_and_must_not_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcm_arith import adapters
+    from lcm_arith.formats.preflight import SafeFile
+
+    path, out = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    kept = 0.5 * random_vector(4, 1.0, seed=1)
+    save(kept, path)
+    whole = load(path)
+    monkeypatch.setattr(adapters, "KEPT", 0)
+    read: list[str] = []
+    real = SafeFile.__getitem__
+    monkeypatch.setattr(
+        SafeFile, "__getitem__", lambda self, name: (read.append(name), real(self, name))[1]
+    )
+    large = load(path)
+    assert {m: large.rank_of(m) for m in large} == {m: whole.rank_of(m) for m in whole}
+    assert {m: large.shape_of(m) for m in large} == {m: whole.shape_of(m) for m in whole}
+    assert read == []
+    assert all(torch.equal(large[m].dense(), whole[m].dense()) for m in whole)
+    assert len(read) == 2 * len(whole)
+    save(2.0 * large, out)
+    save(2.0 * kept, path, force=True)
+    with pytest.raises(InvalidContentError, match="changed"):
+        _ = large[next(iter(large))]
+
+
+def test_the_same_bytes_on_any_number_of_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tau = reproject(random_vector(4, 1.0, seed=1) + random_vector(9, 9.0, seed=2), 6)
+    written = []
+    for cores in (1, 2, 5):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=cores: set(range(n)))
+        save(tau, tmp_path / "x.safetensors", force=True)
+        written.append((tmp_path / "x.safetensors").read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+def test_a_saved_projection_keeps_no_module_in_memory(tmp_path: Path) -> None:
+    from lcm_arith.projection import LazyProjection
+
+    tau = reproject(random_vector(4, 1.0, seed=1) + random_vector(9, 9.0, seed=2), 6)
+    save(tau, tmp_path / "x.safetensors")
+    lazy = tau.terms[0][1].deltas
+    assert isinstance(lazy, LazyProjection)
+    assert not lazy._done
+    energies = [lazy.energies(module) for module in lazy]
+    assert all(0 < kept < total for kept, total in energies)
+    assert not lazy._done  # they were noted on the way
+
+
+def test_numbers_that_arrive_otherwise_than_announced_are_not_written(tmp_path: Path) -> None:
+    from lcm_arith.errors import VerificationError
+
+    path, layout = tmp_path / "x.safetensors", {"a": torch.empty(2, device="meta")}
+    for tensors in ([("a", torch.ones(3))], [("a", torch.ones(2).double())], []):
+        with pytest.raises(VerificationError):
+            container.write_tensors(path, layout, tensors, {})
+    assert list(tmp_path.iterdir()) == []

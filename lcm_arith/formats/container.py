@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,13 +20,12 @@ import torch
 from torch import Tensor
 
 from lcm_arith.errors import (
-    InvalidContentError,
     NotFoundError,
     OutputExistsError,
     StorageError,
     VerificationError,
 )
-from lcm_arith.formats.preflight import DTYPES, SafeFile, shown
+from lcm_arith.formats.preflight import DTYPES, SafeFile
 
 _DTYPE_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -38,36 +38,36 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         InvalidContentError: If it is no safetensors file, is cut, or holds non-finite numbers.
     """
     file = SafeFile.open(path)
-    tensors = dict(file.tensors())
-    bad = sorted(name for name, t in tensors.items() if not t.isfinite().all())
-    if bad:
-        listed = ", ".join(map(shown, bad[:3])) + (f" and {len(bad) - 3} more" if bad[3:] else "")
-        raise InvalidContentError(
-            f"{path}: NaN or infinity in {len(bad)} of {len(tensors)} tensors ({listed})",
-            hint="the training diverged or the file is damaged; a merge would only draw noise",
-        )
-    return tensors, dict(file.metadata)
+    return file.checked(keep=True)[1], dict(file.metadata)
 
 
-def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The canonical safetensors bytes of ``tensors`` and ``metadata``."""
-    header: dict[str, object] = {}
+def header(
+    layout: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """The canonical first bytes of a file, and where each of its tensors begins.
+
+    Args:
+        layout: Name → tensor; shape and number format count, it may lie on the meta device.
+        metadata: Key → text.
+    """
+    rows: dict[str, object] = {}
     if metadata:
-        header["__metadata__"] = {key: metadata[key] for key in sorted(metadata)}
-    chunks, offset = [], 0
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-        header[name] = {
+        rows["__metadata__"] = {key: metadata[key] for key in sorted(metadata)}
+    places, offset = {}, 0
+    for name in sorted(layout):
+        tensor = layout[name]
+        size = tensor.numel() * tensor.element_size()
+        rows[name] = {
             "dtype": _DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + len(data)],
+            "data_offsets": [offset, offset + size],
         }
-        chunks.append(data)
-        offset += len(data)
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        places[name] = offset
+        offset += size
+    text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join((len(text).to_bytes(8, "little"), text, *chunks))
+    first = len(text).to_bytes(8, "little") + text
+    return first, {name: len(first) + place for name, place in places.items()}
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
@@ -85,22 +85,23 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise NotFoundError(f"{path.parent}: no such folder", hint="make it first")
 
 
-def write_bytes(
+def write_tensors(
     path: Path,
-    data: bytes,
+    layout: Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str],
     *,
     force: bool = False,
-    durable: bool = True,
     check: Callable[[Path], None] | None = None,
 ) -> str:
-    """Puts ``data`` at ``path`` whole or not at all, after it was read back.
+    """Puts a file at ``path`` whole or not at all, each tensor as it comes; it is read back.
 
     Args:
         path: Where to.
-        data: Content.
+        layout: Name → tensor of the shape and number format that will come.
+        tensors: Every name of the layout with its numbers, once, in any order.
+        metadata: Of the header.
         force: Replace an existing file.
-        durable: Flush it to the disk; off for files that are checked before use and made again
-            when they are not whole.
         check: Called with the file before it gets its name; what it raises keeps the old file.
 
     Returns:
@@ -112,7 +113,7 @@ def write_bytes(
         VerificationError: If what was written does not read back the same.
     """
     refuse_existing(path, force=force)
-    digest = hashlib.sha256(data).hexdigest()
+    first, places = header(layout, metadata)
     try:
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=f".part{path.suffix}"
@@ -122,12 +123,18 @@ def write_bytes(
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.write(first)
+            sums = {}
+            for name, tensor in tensors:
+                data = _bytes_of(tensor, layout[name])
+                file.seek(places[name])
+                file.write(data)
+                sums[name] = zlib.crc32(data)
             file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        if hashlib.sha256(part.read_bytes()).hexdigest() != digest:
-            raise VerificationError(f"{path}: read back other bytes than were written")
+            os.fsync(file.fileno())
+        digest = _read_back(part, first, sums) if sums.keys() == layout.keys() else None
+        if digest is None:
+            raise VerificationError(f"{path}: the file read back other bytes than were written")
         if check is not None:
             check(part)
         part.chmod(0o666 & ~_umask())
@@ -137,6 +144,36 @@ def write_bytes(
     finally:
         part.unlink(missing_ok=True)
     return digest
+
+
+def _bytes_of(tensor: Tensor, promised: Tensor) -> memoryview:
+    if (tensor.dtype, tensor.shape) != (promised.dtype, promised.shape):
+        raise VerificationError(
+            f"a tensor came as {tensor.dtype} {list(tensor.shape)}, announced as "
+            f"{promised.dtype} {list(promised.shape)}",
+            hint="please report it",
+        )
+    plain = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(plain.view(torch.uint8).numpy())
+
+
+def _read_back(part: Path, first: bytes, sums: Mapping[str, int]) -> str | None:
+    """sha256 of the file; None where it does not hold what went into it."""
+    file = SafeFile.open(part)
+    digest = hashlib.sha256()
+    if file.keys() != sums.keys():
+        return None
+    sizes = {name: entry.end - entry.start for name, entry in file.entries.items()}
+    buffer = memoryview(bytearray(max(sizes.values())))
+    with part.open("rb", buffering=0) as raw:
+        start = raw.read(len(first))
+        digest.update(start)
+        same = start == first
+        for name in sorted(sizes, key=lambda name: file.entries[name].start):
+            data = buffer[: sizes[name]]
+            same = same and raw.readinto(data) == len(data) and zlib.crc32(data) == sums[name]
+            digest.update(data)
+    return digest.hexdigest() if same else None
 
 
 def _umask() -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -15,7 +15,7 @@ from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.formats import diffusers
 from lcm_arith.formats.keys import Sorted, sort_keys
 from lcm_arith.formats.kinds import update
-from lcm_arith.formats.preflight import shown
+from lcm_arith.formats.preflight import SafeFile, shown
 from lcm_arith.modules import PUBLISHED, kohya_name, sgm_names
 
 _SHOWN: Final = 5  # lines of a list in an error
@@ -26,21 +26,45 @@ class Parsed:
     """What a file holds.
 
     Args:
-        deltas: Canonical module → update.
+        deltas: Canonical module → update; of a file, each is read when it is asked for.
+        outlines: The same without their numbers.
         kinds: Kind of adapter → number of modules.
         without_alpha: Modules whose alpha is nowhere in the file, so that it is their rank.
     """
 
     deltas: Mapping[str, LowRankDelta]
+    outlines: Mapping[str, LowRankDelta]
     kinds: Mapping[str, int]
     without_alpha: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stored(Mapping[str, LowRankDelta]):
+    """Canonical module → update, made of the file's tensors whenever it is asked for."""
+
+    tensors: Mapping[str, Tensor]
+    keys_of: Mapping[str, Mapping[str, str]]
+    alphas: Mapping[str, float | None]
+
+    def __getitem__(self, module: str) -> LowRankDelta:
+        parts = {part: self.tensors[key] for part, key in self.keys_of[module].items()}
+        return update(parts, self.alphas[module])[1]
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.alphas  # Mapping's own would read it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.alphas)
+
+    def __len__(self) -> int:
+        return len(self.alphas)
 
 
 def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str) -> Parsed:
     """Updates of canonical modules from a file's tensors and header, in whatever dialect.
 
     Args:
-        tensors: Key → tensor.
+        tensors: Key → tensor; of a SafeFile, only alphas are read here.
         metadata: The header's ``__metadata__``.
         where: Named in errors, usually the path.
 
@@ -50,18 +74,25 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str
     """
     found = sort_keys(tensors)
     _check_keys(found, len(tensors), where)
-    alphas = diffusers.Alphas(metadata, where)
-    deltas: dict[str, LowRankDelta] = {}
+    shapes = (
+        tensors.outlines()
+        if isinstance(tensors, SafeFile)
+        else {key: tensor.to("meta") for key, tensor in tensors.items()}
+    )
+    configured = diffusers.Alphas(metadata, where)
+    alphas: dict[str, float | None] = {}
+    outlines: dict[str, LowRankDelta] = {}
     kinds: Counter[str] = Counter()
     broken, silent = [], 0
     for module, keys in sorted(found.parts.items()):
-        parts = {part: tensors[key] for part, key in keys.items()}
+        parts = {part: (tensors if part == "alpha" else shapes)[key] for part, key in keys.items()}
         try:
             alpha = None
             if "alpha" not in parts and "down" in parts:
-                alpha = alphas.of(module, int(parts["down"].shape[0]))
+                alpha = configured.of(module, int(parts["down"].shape[0]))
                 silent += alpha is None
-            kind, deltas[module] = update(parts, alpha)
+            kind, outlines[module] = update(parts, alpha)
+            alphas[module] = alpha
             kinds[kind] += 1
         except InvalidContentError as error:
             broken.append(f"{module}: {error.message}")
@@ -71,7 +102,10 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str
             f"{_listed(broken)}",
             hint="the file is damaged, mixes two adapters, or is of a kind that is not summed",
         )
-    return Parsed(deltas, dict(kinds), silent)
+    deltas: Mapping[str, LowRankDelta] = Stored(tensors, found.parts, alphas)
+    if not isinstance(tensors, SafeFile):
+        deltas = dict(deltas)
+    return Parsed(deltas, outlines, dict(kinds), silent)
 
 
 def _check_keys(found: Sorted, count: int, where: str) -> None:
@@ -105,35 +139,80 @@ def _listed(lines: list[str] | tuple[str, ...]) -> str:
     return "".join(f"\n  {shown(line)}" for line in sorted(lines)[:_SHOWN]) + more
 
 
-Spelled = tuple[dict[str, Tensor], dict[str, str]]
-"""Tensors and header of a file."""
+@dataclass(frozen=True, eq=False)
+class Spelling:
+    """The names of a vector in a dialect, without a number.
+
+    Args:
+        keys: Canonical module → names of its down and up factor and, where there is one, of alpha.
+        metadata: The header.
+    """
+
+    keys: Mapping[str, tuple[str, str, str | None]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def tensors(self, module: str, delta: LowRankDelta) -> dict[str, Tensor]:
+        """What the file holds of one module; the scale goes into up, so that alpha = rank."""
+        delta = concatenate([delta])
+        down, up, alpha = self.keys[module]
+        named = {down: delta.down, up: delta.up}
+        return named if alpha is None else named | {alpha: torch.tensor(float(delta.rank))}
 
 
-def spell_peft(deltas: Mapping[str, LowRankDelta], family: str | None) -> Spelled:
+def spelling(outlines: Mapping[str, LowRankDelta], form: str, family: str | None) -> Spelling:
+    """Names and header of a vector in a dialect.
+
+    Args:
+        outlines: Module → shapes and rank; numbers do no harm.
+        form: A row of WRITERS.
+        family: Of the model, where it is known.
+
+    Raises:
+        UsageError, InvalidContentError: If the dialect cannot hold the model's modules.
+    """
+    return WRITERS[form](outlines, family)
+
+
+def spell(
+    deltas: Mapping[str, LowRankDelta], form: str = "diffusers", family: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a vector in a dialect, all in memory."""
+    names = spelling(deltas, form, family)
+    tensors = {k: t for m in deltas for k, t in names.tensors(m, deltas[m]).items()}
+    return tensors, dict(names.metadata)
+
+
+def _diffusers(outlines: Mapping[str, LowRankDelta], _: str | None) -> Spelling:
+    """``unet.<path>.lora_A.weight``; ranks and alphas in the header."""
+    keys = {m: (f"{m}.lora_A.weight", f"{m}.lora_B.weight", None) for m in outlines}
+    return Spelling(keys, diffusers.adapter_metadata({m: outlines[m].rank for m in outlines}))
+
+
+def _peft(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
     """PEFT's own file: ``base_model.model.<path>.lora_A.weight``, of the UNet alone."""
-    tensors, metadata = diffusers.spell(deltas)
-    others = sorted(module for module in deltas if not module.startswith("unet."))
+    others = sorted(module for module in outlines if not module.startswith("unet."))
     if others:
         raise InvalidContentError(
             f"{others[0]}: a PEFT file holds one component, this adapter has more "
             f"({len(others)} modules outside the UNet)",
             hint="write diffusers or kohya",
         )
-    renamed = {f"base_model.model.{k.removeprefix('unet.')}": t for k, t in tensors.items()}
-    return renamed, metadata
+    stems = {m: f"base_model.model.{m.removeprefix('unet.')}" for m in outlines}
+    keys = {m: (f"{s}.lora_A.weight", f"{s}.lora_B.weight", None) for m, s in stems.items()}
+    return Spelling(keys, _diffusers(outlines, family).metadata)
 
 
-def spell_kohya(deltas: Mapping[str, LowRankDelta], family: str | None) -> Spelled:
+def _kohya(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
     """Kohya's file with diffusers' block names; alpha = rank in every module."""
-    return _kohya(deltas, family, {})
+    return _underscored(outlines, family, {})
 
 
-def spell_kohya_sgm(deltas: Mapping[str, LowRankDelta], family: str | None) -> Spelled:
+def _kohya_sgm(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
     """Kohya's file with Stability's block names, as kohya trains SDXL."""
-    return _kohya(deltas, family, sgm_names(_published(family, "kohya-sgm")))
+    return _underscored(outlines, family, sgm_names(_published(family, "kohya-sgm")))
 
 
-def spell_comfy(deltas: Mapping[str, LowRankDelta], family: str | None) -> Spelled:
+def _comfy(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
     """ComfyUI's own: ``diffusion_model.<SGM path>.lora_up.weight``; text encoders by CLIP."""
     names = sgm_names(_published(family, "comfy"))
     clip = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
@@ -144,35 +223,34 @@ def spell_comfy(deltas: Mapping[str, LowRankDelta], family: str | None) -> Spell
             return f"diffusion_model.{names[module]}"
         return f"text_encoders.{clip[component]}.transformer.{path}"
 
-    return _up_down(deltas, stem)
+    return _up_down(outlines, stem)
 
 
-def _kohya(
-    deltas: Mapping[str, LowRankDelta], family: str | None, sgm: Mapping[str, str]
-) -> Spelled:
-    encoders = 2 if family in ("ssd1b", "sdxl") or _has_second(deltas) else 1
+def _underscored(
+    outlines: Mapping[str, LowRankDelta], family: str | None, sgm: Mapping[str, str]
+) -> Spelling:
+    encoders = 2 if family in ("ssd1b", "sdxl") or _has_second(outlines) else 1
 
     def stem(module: str) -> str:
         if module in sgm:
             return f"lora_unet_{sgm[module].replace('.', '_')}"
         return kohya_name(module, text_encoders=encoders)
 
-    return _up_down(deltas, stem)
+    return _up_down(outlines, stem)
 
 
-def _up_down(deltas: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -> Spelled:
-    tensors: dict[str, Tensor] = {}
-    for module in deltas:
-        delta = concatenate([deltas[module]])  # the scale goes into up
-        name = stem(module)
-        tensors[f"{name}.lora_down.weight"] = delta.down
-        tensors[f"{name}.lora_up.weight"] = delta.up
-        tensors[f"{name}.alpha"] = torch.tensor(float(delta.rank))
-    return tensors, {}
+def _up_down(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -> Spelling:
+    stems = {module: stem(module) for module in outlines}
+    return Spelling(
+        {
+            m: (f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha")
+            for m, name in stems.items()
+        }
+    )
 
 
-def _has_second(deltas: Mapping[str, LowRankDelta]) -> bool:
-    return any(module.startswith("text_encoder_2.") for module in deltas)
+def _has_second(outlines: Mapping[str, LowRankDelta]) -> bool:
+    return any(module.startswith("text_encoder_2.") for module in outlines)
 
 
 def _published(family: str | None, dialect: str) -> str:
@@ -185,10 +263,10 @@ def _published(family: str | None, dialect: str) -> str:
     return family
 
 
-WRITERS: Final[Mapping[str, Callable[[Mapping[str, LowRankDelta], str | None], Spelled]]] = {
-    "diffusers": lambda deltas, _: diffusers.spell(deltas),
-    "peft": spell_peft,
-    "kohya": spell_kohya,
-    "kohya-sgm": spell_kohya_sgm,
-    "comfy": spell_comfy,
+WRITERS: Final[Mapping[str, Callable[[Mapping[str, LowRankDelta], str | None], Spelling]]] = {
+    "diffusers": _diffusers,
+    "peft": _peft,
+    "kohya": _kohya,
+    "kohya-sgm": _kohya_sgm,
+    "comfy": _comfy,
 }

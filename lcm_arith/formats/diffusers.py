@@ -14,9 +14,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
-from torch import Tensor
-
-from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import InvalidContentError
 
 ADAPTER_METADATA: Final = "lora_adapter_metadata"
@@ -74,21 +71,14 @@ class Alphas:
         return path == name or (not anchored and path.endswith(f".{name}"))
 
 
-def spell(deltas: Mapping[str, LowRankDelta]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of ``deltas``: scale folded into ``up``, so alpha = rank everywhere.
-
-    Each module of ``deltas`` is asked for once.
-    """
-    tensors: dict[str, Tensor] = {}
-    ranks: dict[str, dict[str, int]] = {}
-    for module in deltas:
-        delta = concatenate([deltas[module]])
-        tensors[f"{module}.lora_A.weight"] = delta.down
-        tensors[f"{module}.lora_B.weight"] = delta.up
+def adapter_metadata(ranks: Mapping[str, int]) -> dict[str, str]:
+    """The header that says rank and alpha = rank of every module, for each component."""
+    by_component: dict[str, dict[str, int]] = {}
+    for module, rank in ranks.items():
         component, path = module.split(".", 1)
-        ranks.setdefault(component, {})[path] = delta.rank
+        by_component.setdefault(component, {})[path] = rank
     config: dict[str, object] = {}
-    for component, of in ranks.items():
+    for component, of in by_component.items():
         common = Counter(of.values()).most_common(1)[0][0]
         others = {f"^{path}": rank for path, rank in sorted(of.items()) if rank != common}
         config |= {
@@ -98,4 +88,4 @@ def spell(deltas: Mapping[str, LowRankDelta]) -> tuple[dict[str, Tensor], dict[s
             f"{component}.alpha_pattern": others,
             f"{component}.target_modules": sorted(of),
         }
-    return tensors, {ADAPTER_METADATA: json.dumps(config, sort_keys=True)}
+    return {ADAPTER_METADATA: json.dumps(config, sort_keys=True)}

@@ -139,9 +139,10 @@ def full_difference(parts: Parts, alpha: float | None) -> LowRankDelta:
         raise InvalidContentError(f"diff has shape {list(weight.shape)}: a bias or norm")
     out, width = weight.shape[0], weight[0].numel()
     if out <= width:
-        eye = torch.eye(out, dtype=weight.dtype)
+        eye = torch.eye(out, dtype=weight.dtype, device=weight.device)
         return LowRankDelta(*_matched(weight, eye))
-    eye = torch.eye(width, dtype=weight.dtype).reshape(width, *weight.shape[1:])
+    eye = torch.eye(width, dtype=weight.dtype, device=weight.device)
+    eye = eye.reshape(width, *weight.shape[1:])
     return LowRankDelta(*_matched(eye, weight.flatten(1)))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
-from lcm_arith.formats import container, dialects, diffusers
+from lcm_arith.formats import container, dialects, diffusers, peft_folder
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import candidates
 from lcm_arith.pool import ahead
@@ -45,8 +45,21 @@ def locate(name: str | Path) -> Path:
     )
 
 
+def open_adapter(name: str | Path) -> tuple[SafeFile, dict[str, str]]:
+    """The checked file of a shipped name, a file or a PEFT folder, and what is said of it.
+
+    Raises:
+        NotFoundError, InvalidContentError, StorageError: As :func:`load`.
+    """
+    path, said = locate(name), {}
+    if path.is_dir():
+        path, said = peft_folder.resolve(path)
+    file = SafeFile.open(path)
+    return file, {**file.metadata, **said}
+
+
 def load(name: str | Path) -> TaskVector:
-    """The task vector of a shipped name or of a ``.safetensors`` file in any dialect.
+    """The task vector of a shipped name, a ``.safetensors`` file in any dialect or a PEFT folder.
 
     All of the file is checked now. Its numbers stay in memory if it is small; else each module is
     read when it is asked for, and the file must not change until then.
@@ -55,13 +68,12 @@ def load(name: str | Path) -> TaskVector:
         NotFoundError: If there is no such vector or file.
         InvalidContentError: If the file is no adapter, is cut, or holds NaN.
     """
-    path = locate(name)
-    file = SafeFile.open(path)
+    file, metadata = open_adapter(name)
     small = file.size <= KEPT
     origin = {"name": str(name)} if str(name) in files.vector_names() else {}
     origin["sha256"], tensors = file.checked(keep=small)
-    parsed = dialects.parse(tensors if small else file, file.metadata, str(path))
-    source = Source(parsed.deltas, origin, dict(file.metadata), parsed.outlines)
+    parsed = dialects.parse(tensors if small else file, metadata, str(file.path))
+    source = Source(parsed.deltas, origin, metadata, parsed.outlines)
     return TaskVector(((1.0, source),))
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lcm_arith.adapters import locate
+from lcm_arith.adapters import open_adapter
 from lcm_arith.analysis import inner, share_by_block
-from lcm_arith.embedded import files
-from lcm_arith.formats import container, dialects
+from lcm_arith.formats import dialects
 from lcm_arith.formats.keys import dialect
 from lcm_arith.modules import candidates
 
@@ -51,14 +50,14 @@ def inspect(name: str | Path) -> Inspection:
     Raises:
         NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`.
     """
-    path = locate(name)
-    tensors, metadata = container.read_safetensors(path)
-    parsed = dialects.parse(tensors, metadata, str(path))
+    file, metadata = open_adapter(name)
+    digest, tensors = file.checked(keep=True)
+    parsed = dialects.parse(tensors, metadata, str(file.path))
     found = candidates({module: tuple(d.shape) for module, d in parsed.deltas.items()})
     alphas = Counter(f"{d.scale * d.rank:g}" for d in parsed.deltas.values())
     return Inspection(
-        path=str(path),
-        sha256=files.sha256(path),
+        path=str(file.path),
+        sha256=digest,
         dialect=dialect(tensors),
         kinds=dict(parsed.kinds),
         families=tuple((c.family, c.coverage) for c in found),

@@ -1,7 +1,7 @@
 """Every dialect is read into canonical modules and written from them, with nothing lost."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lcm_arith.adapters import load
 from lcm_arith.delta import LowRankDelta
-from lcm_arith.errors import InvalidContentError, UsageError
+from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
 from lcm_arith.families import LCM_TARGETS
 from lcm_arith.formats import container, dialects
 from lcm_arith.formats.keys import canonical, split
@@ -305,3 +306,50 @@ def test_the_embedded_table_is_its_own_files() -> None:
     from lcm_arith.embedded import files
 
     assert dict(table("emoji")) == weight_shapes(files.MODEL)
+
+
+def test_a_folder_that_peft_wrote_is_read_with_its_ranks_and_alphas(
+    tmp_path: Path, fresh_pipeline: Callable[[], Any]
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    unet = fresh_pipeline().unet
+    config = LoraConfig(
+        r=3,
+        lora_alpha=5,
+        target_modules=["to_q", "conv1"],
+        alpha_pattern={"conv1": 2},
+        rank_pattern={"conv1": 4},
+        use_rslora=True,
+        init_lora_weights=False,
+    )
+    model = get_peft_model(unet, config)
+    model.save_pretrained(str(tmp_path / "mine"))
+    tau = load(tmp_path / "mine")
+    layers = {n: m for n, m in model.base_model.model.named_modules() if hasattr(m, "lora_A")}
+    assert set(tau) == {f"unet.{name}" for name in layers}
+    for name, layer in layers.items():
+        want = layer.get_delta_weight("default").detach()
+        assert float((tau[f"unet.{name}"].dense() - want).norm() / want.norm()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "told"),
+    [
+        (None, NotFoundError, "adapter_config.json"),
+        ("{", InvalidContentError, "not JSON"),
+        ("[1]", InvalidContentError, "not an object"),
+        ('{"peft_type": "LOHA"}', InvalidContentError, "LOHA"),
+        ('{"use_dora": true}', InvalidContentError, "DoRA"),
+        ('{"modules_to_save": ["x"]}', InvalidContentError, "modules_to_save"),
+        ('{"r": "' + "x" * 2**20 + '"}', InvalidContentError, "1 MiB"),
+    ],
+)
+def test_a_folder_that_is_no_adapter_says_why(
+    tmp_path: Path, text: str | None, error: type[Exception], told: str
+) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
+    if text is not None:
+        (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(error, match=told):
+        load(tmp_path)

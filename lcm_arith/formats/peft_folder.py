@@ -1,0 +1,62 @@
+"""PEFT's folder: ``adapter_config.json`` beside ``adapter_model.safetensors``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from lcm_arith.errors import InvalidContentError, NotFoundError, StorageError
+from lcm_arith.formats.diffusers import ADAPTER_METADATA
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+MOST_CONFIG: Final = 2**20  # bytes
+_COMPONENTS: Final = ("unet", "text_encoder")
+
+# Field → what it says when an update is no plain sum of factors.
+_REFUSED: Final = {
+    "use_dora": "DoRA, whose update depends on the base model's weight",
+    "lora_bias": "LoRA with trained biases",
+    "fan_in_fan_out": "LoRA on transposed weights",
+    "modules_to_save": "whole modules beside the LoRA",
+    "trainable_token_indices": "trained token embeddings",
+}
+
+
+def resolve(folder: Path) -> tuple[Path, dict[str, str]]:
+    """The file with the numbers, and the configuration as a diffusers header says it.
+
+    Raises:
+        NotFoundError: If one of the two files is absent.
+        InvalidContentError: If the configuration is no LoRA of factors alone.
+        StorageError: If it cannot be read.
+    """
+    config, weights = folder / CONFIG, folder / WEIGHTS
+    for path in (config, weights):
+        if not path.is_file():
+            raise NotFoundError(
+                f"{folder}: is a folder without {path.name}",
+                hint="give a .safetensors file, or a folder that PEFT's save_pretrained wrote",
+            )
+    try:
+        with config.open("rb") as file:
+            text = file.read(MOST_CONFIG + 1)
+    except OSError as error:
+        raise StorageError(f"{config}: cannot be read ({error.strerror})") from error
+    if len(text) > MOST_CONFIG:
+        raise InvalidContentError(f"{config}: has more than {MOST_CONFIG >> 20} MiB")
+    try:
+        fields: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidContentError(f"{config}: is not JSON ({str(error)[:80]})") from None
+    if not isinstance(fields, dict):
+        raise InvalidContentError(f"{config}: is not an object")
+    if fields.get("peft_type", "LORA") != "LORA":
+        kind = str(fields["peft_type"])[:40]
+        raise InvalidContentError(f"{config}: is of the kind {kind}, not LORA")
+    for name, what in _REFUSED.items():
+        if fields.get(name):
+            raise InvalidContentError(f"{config}: {name}: {what}; that cannot be summed")
+    said = {f"{component}.{name}": v for component in _COMPONENTS for name, v in fields.items()}
+    return weights, {ADAPTER_METADATA: json.dumps(said)}

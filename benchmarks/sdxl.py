@@ -83,8 +83,8 @@ def job(name: str, one: str, two: str, out: str) -> None:
     import torch
 
     from lcm_arith import adapters, projection
+    from lcm_arith.budgets import Budget
     from lcm_arith.combination import combine_terms
-    from lcm_arith.projection import Budget
     from lcm_arith.weights import Term, Weights, decimal
 
     torch.set_num_threads(1)
@@ -150,7 +150,8 @@ def run(name: str, *arguments: str) -> dict[str, float]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def peft_seconds(

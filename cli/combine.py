@@ -26,6 +26,8 @@ EXAMPLES = """Examples:
   lcm-arith combine my-style.safetensors --rank 32 --force
 
   lcm-arith combine noto:1 lcm:1 --method orthogonal --energy 0.99
+
+  lcm-arith combine noto:0.7 twemoji:0.7 lcm:1 --method ties --density 0.4 --rank 32
 """
 
 
@@ -51,6 +53,26 @@ def command(
     method: Annotated[
         str, typer.Option(help="How the weighted vectors are combined: see docs/arithmetic.md.")
     ] = "linear",
+    density: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of a term's numbers that an element-wise method keeps.",
+            show_default="0.5",
+        ),
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            metavar="core|knots|full",
+            help="Coordinates that an element-wise method works in.",
+            show_default="core",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of what dare and della drop at random.", show_default="0"),
+    ] = None,
     rank: options.KeepRank = None,
     energy: options.KeepEnergy = None,
     max_error: options.KeepError = None,
@@ -64,15 +86,20 @@ def command(
 ) -> None:
     """Write Σ λ·τ as one adapter file; by default λ1·τ_style + λ2·τ_LCM (arXiv:2311.05556)."""
     from lcm_arith.adapters import check_output
-    from lcm_arith.combination import combine_terms
+    from lcm_arith.combination import combine_terms, distance_to_sum
+    from lcm_arith.elementwise import How
 
     check_output(out, force=force)
     given = read_terms(terms or [], l1, l2)
     budget = options.budget(dtype, rank=rank, energy=energy, max_error=max_error, size=size)
-    tau = combine_terms(given, method=method, budget=budget)
+    choices = {"density": density, "space": space, "seed": seed}
+    chosen = {name: value for name, value in choices.items() if value is not None}
+    how = How(**chosen) if chosen else None  # type: ignore[arg-type]  # each has its own type
+    tau = combine_terms(given, method=method, budget=budget, how=how)
     about = {"kind": "combined"}
     told = {"terms": [{"name": t.name, "weight": str(t.weights)} for t in given], "method": method}
     result = write_vector(tau, out, dtype=dtype, force=force, about=about)
+    result["distance_to_sum"] = distance_to_sum(tau)
     if as_json:
         pair = {"style": given[0].name, "accel": given[1].name} if len(given) == 2 else {}
         weights = {"l1": str(given[0].weights), "l2": str(given[1].weights)} if pair else {}
@@ -80,6 +107,10 @@ def command(
         return
     stdout.print(" + ".join(f"{t.weights} · {t.name}" for t in given), soft_wrap=True)
     print_vector(result)
+    if result["distance_to_sum"] is not None:
+        stdout.print(
+            f"{method}: {result['distance_to_sum']:.1%} of the norm away from the plain sum"
+        )
 
 
 def read_terms(texts: list[str], l1: str | None, l2: str | None) -> list[Term]:

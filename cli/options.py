@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lcm_arith.projection import Budget
+    from lcm_arith.budgets import Budget
 
 
 class DtypeName(StrEnum):
@@ -95,8 +95,8 @@ def budget(dtype: str, **asked: float | None) -> Budget | None:
         UsageError: If there are two.
     """
     from lcm_arith.adapters import DTYPES
+    from lcm_arith.budgets import Budget
     from lcm_arith.errors import UsageError
-    from lcm_arith.projection import Budget
 
     given = {kind: value for kind, value in asked.items() if value is not None}
     if len(given) > 1:

@@ -51,7 +51,8 @@ def open_adapter(name: str | Path) -> tuple[SafeFile, dict[str, str]]:
     Raises:
         NotFoundError, InvalidContentError, StorageError: As :func:`load`.
     """
-    path, said = locate(name), {}
+    path = locate(name)
+    said: dict[str, str] = {}
     if path.is_dir():
         path, said = peft_folder.resolve(path)
     file = SafeFile.open(path)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from lcm_arith import methods
 from lcm_arith.adapters import load
-from lcm_arith.delta import LowRankDelta
+from lcm_arith.analysis import inner
+from lcm_arith.budgets import Budget
+from lcm_arith.delta import LowRankDelta, concatenate
+from lcm_arith.elementwise import RULES, How
+from lcm_arith.errors import UsageError
 from lcm_arith.families import check_same_family
-from lcm_arith.projection import Budget, reproject
+from lcm_arith.projection import reproject
 from lcm_arith.vector import Source, TaskVector
 from lcm_arith.weights import Term, weigh
 
@@ -41,7 +46,11 @@ def combine(style: str, accel: str, *, l1: float, l2: float, rank: int | None = 
 
 
 def combine_terms(
-    terms: Sequence[Term], *, method: str = "linear", budget: Budget | None = None
+    terms: Sequence[Term],
+    *,
+    method: str = "linear",
+    budget: Budget | None = None,
+    how: How | None = None,
 ) -> TaskVector:
     """Any number of weighted vectors, summed exactly or by another method, within a budget.
 
@@ -49,13 +58,19 @@ def combine_terms(
         terms: Names or paths with their weights; of ``orthogonal`` the acceleration vector last.
         method: A row of METHODS.
         budget: Re-projects the result; None keeps what the method gives.
+        how: Choices for an element-wise method.
 
     Raises:
         NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`.
         IncompatibleError: If two vectors were made for different base models.
-        UsageError: If the method is unknown or a weight's part matches nothing.
+        UsageError: If the method is unknown or has no such choices, or a weight's part matches
+            nothing.
     """
     row = methods.method(method)
+    if how is not None and row.function is not None:
+        raise UsageError(
+            f"{method}: has no density, space or seed", hint=f"those are of {', '.join(RULES)}"
+        )
     given = [term for term in terms if term.name != NONE]
     vectors = {term.name: load(term.name) for term in given}
     check_same_family(vectors)
@@ -65,7 +80,10 @@ def combine_terms(
     else:
         rank = int(budget.value) if budget and budget.kind == "rank" else None
         origin = {"method": method, "rank": rank, "of": sum(weighed, TaskVector())}
-        lazy = Combined(tuple(weighed), row, rank)
+        if row.function is None:
+            how = how or How()
+            origin |= asdict(how)
+        lazy = Combined(tuple(weighed), row, rank, how)
         tau = TaskVector(((1.0, Source(lazy, origin)),))
         if rank is not None:
             return tau  # the method has met it in its own way
@@ -79,18 +97,29 @@ class Combined(Mapping[str, LowRankDelta]):
     terms: tuple[TaskVector, ...]
     method: methods.Method
     rank: int | None
+    how: How | None = None
     _done: dict[str, LowRankDelta] = field(default_factory=dict)
+    _gaps: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __getitem__(self, module: str) -> LowRankDelta:
         if module not in self._done:
-            self._done[module] = self._combined(module)
+            made = self._done[module] = self._combined(module)
+            summed = concatenate([tau[module] for tau in self.terms if module in tau])
+            gap = concatenate([made, -summed])
+            self._gaps[module] = inner(gap, gap), inner(summed, summed)
         return self._done[module]
+
+    def distance(self) -> float:
+        """‖result − Σ‖ / ‖Σ‖ over all modules: how far the method went from the plain sum."""
+        pairs = [(self[module], self._gaps[module])[1] for module in self]
+        whole = sum(size for _, size in pairs)
+        return math.sqrt(max(0.0, sum(gap for gap, _ in pairs)) / whole) if whole else 0.0
 
     def _combined(self, module: str) -> LowRankDelta:
         there = [tau[module] for tau in self.terms if module in tau]
         if self.method.pivot and module not in self.terms[-1]:
             return methods.apply("linear", there, self.rank)
-        return methods.apply(self.method.name, there, self.rank)
+        return methods.apply(self.method.name, there, self.rank, self.how, module)
 
     def __contains__(self, module: object) -> bool:
         return any(module in tau for tau in self.terms)  # Mapping's own would compute it
@@ -100,3 +129,13 @@ class Combined(Mapping[str, LowRankDelta]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+
+def distance_to_sum(tau: TaskVector) -> float | None:
+    """‖τ − Σ‖ / ‖Σ‖ of what a method made of the sum; None of any other vector."""
+    for _, source in tau.terms:
+        if isinstance(source.deltas, Combined):
+            return source.deltas.distance()
+        if isinstance(source.origin.get("of"), TaskVector):
+            return distance_to_sum(source.origin["of"])
+    return None

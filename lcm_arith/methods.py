@@ -13,7 +13,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lcm_arith import elementwise
 from lcm_arith.delta import LowRankDelta
+from lcm_arith.elementwise import RULES, How
 from lcm_arith.errors import UsageError
 from lcm_arith.pool import one_thread
 from lcm_arith.stack import Stack
@@ -35,14 +37,14 @@ class Method:
 
     Args:
         name: As users type it.
-        function: What does it.
+        function: What does it; None of an element-wise rule (:mod:`lcm_arith.elementwise`).
         source: In words, with its paper.
         exact: Whether it is the plain sum where no rank is asked.
         pivot: Whether the last term plays another part than the others.
     """
 
     name: str
-    function: MethodFunction
+    function: MethodFunction | None
     source: str
     exact: bool = False
     pivot: bool = False
@@ -131,6 +133,7 @@ METHODS: Final = {
             "the others off the last term's dominant output directions",
             pivot=True,
         ),
+        *(Method(name, None, source) for name, (_, source) in RULES.items()),
     )
 }
 
@@ -146,17 +149,28 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
-def apply(name: str, terms: Sequence[LowRankDelta], rank: int | None = None) -> LowRankDelta:
+def apply(
+    name: str,
+    terms: Sequence[LowRankDelta],
+    rank: int | None = None,
+    how: How | None = None,
+    module: str = "",
+) -> LowRankDelta:
     """The terms of one module combined; float64 inside, float32 factors outside.
 
     Args:
         name: Of a method.
         terms: With their weights; for ``orthogonal`` the acceleration vector's last.
         rank: Of the result; None keeps what the method gives.
+        how: Choices for an element-wise rule.
+        module: Name, which with the seed decides what such a rule drops at random.
     """
+    function = method(name).function
+    if function is None:
+        return elementwise.apply(name, terms, rank, how or How(), module)
     with one_thread():
         stack = Stack.of(terms)
-        return stack.delta(*method(name).function(stack, rank))
+        return stack.delta(*function(stack, rank))
 
 
 def leading(matrix: Tensor, count: int) -> Triplets:

@@ -61,6 +61,20 @@ class Stack:
         )
         return cls(basis_up, basis_down, cores, ranks, tuple(terms[0].down.shape[2:]))
 
+    def singular(self) -> Stack:
+        """The same terms in the singular bases that they share.
+
+        Q_B becomes the left singular vectors of [Δ₁ … Δ_T], Q_A the right ones of [Δ₁; …; Δ_T],
+        each column with its largest number positive. Unlike a QR basis it does not depend on how an
+        update is split into factors.
+        """
+        left, _, _ = torch.linalg.svd(torch.cat(self.cores, 1), full_matrices=False)
+        _, _, right = torch.linalg.svd(torch.cat(self.cores, 0), full_matrices=False)
+        basis_up, u = _signed(self.basis_up @ left, left)
+        basis_down, v = _signed(self.basis_down @ right.T, right.T)
+        cores = tuple(u.T @ core @ v for core in self.cores)
+        return Stack(basis_up, basis_down, cores, self.ranks, self.kernel)
+
     @property
     def full_rank(self) -> int:
         """The largest rank that a sum of the terms can have: min(Σ rank, out, in)."""
@@ -82,6 +96,13 @@ class Stack:
             down.reshape(len(down), channels, *self.kernel).contiguous(),
             up.reshape(*up.shape, *(1 for _ in self.kernel)).contiguous(),
         )
+
+
+def _signed(basis: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the sign that makes the largest number of each column of ``basis`` positive."""
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    sign = torch.where(largest < 0, -1.0, 1.0).to(basis.dtype)
+    return basis * sign, rotation * sign
 
 
 def _product(values: Sequence[int]) -> int:

@@ -148,3 +148,22 @@ class TaskVector(Mapping[str, LowRankDelta]):
             return own[0] if len(own) == 1 else concatenate(own)
         except IncompatibleError as error:
             raise IncompatibleError(f"{module}: {error.message}", hint=error.hint) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Outlines(Mapping[str, LowRankDelta]):
+    """The deltas of a vector without their numbers."""
+
+    of: TaskVector
+
+    def __getitem__(self, module: str) -> LowRankDelta:
+        return self.of.outline(module)
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.of)
+
+    def __len__(self) -> int:
+        return len(self.of)

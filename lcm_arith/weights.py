@@ -16,7 +16,7 @@ from typing import Final
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import UsageError
 from lcm_arith.modules import PUBLISHED, candidates, sgm_path
-from lcm_arith.vector import Source, TaskVector
+from lcm_arith.vector import Outlines, Source, TaskVector
 
 _NUMBER: Final = re.compile(r"[-+]?(?=\.?[0-9])[0-9]{0,6}(?:\.[0-9]{0,6})?")
 _PASTED: Final = re.compile(r"<lora:([^<>]+)>")
@@ -174,11 +174,14 @@ def match_length(selector: str, module: str) -> int:
 class Weighted(Mapping[str, LowRankDelta]):
     """Target module → λ(module) · delta; modules of weight 0 are not there."""
 
-    tau: TaskVector
+    deltas: Mapping[str, LowRankDelta]
     weight_of: Mapping[str, float]
 
     def __getitem__(self, module: str) -> LowRankDelta:
-        return self.weight_of[module] * self.tau[module]
+        return self.weight_of[module] * self.deltas[module]
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.weight_of  # Mapping's own would compute it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weight_of)
@@ -207,7 +210,8 @@ def weigh(tau: TaskVector, weights: Weights, name: str) -> TaskVector:
     own = {module: float(weights.of(module)) for module in tau}
     kept = {module: weight for module, weight in own.items() if weight}
     origin = {"weights": str(weights), "of": tau}
-    return TaskVector(((1.0, Source(Weighted(tau, kept), origin)),))
+    outlines = Weighted(Outlines(tau), kept)
+    return TaskVector(((1.0, Source(Weighted(tau, kept), origin, outlines=outlines)),))
 
 
 def _check_used(weights: Weights, modules: Iterable[str], name: str) -> None:

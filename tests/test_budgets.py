@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lcm_arith.budgets import BUDGETS, Budget
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import UsageError
-from lcm_arith.projection import BUDGETS, Budget, reproject, retained_energy, spectrum
+from lcm_arith.projection import reproject, retained_energy, spectrum
 from lcm_arith.vector import Source, TaskVector
 
 SPECTRA = {

@@ -41,6 +41,18 @@ def test_verify_knows_the_sum_from_another(tmp_cwd: Path) -> None:
     assert "is not 0.8 · noto + 1 · lcm" in message
 
 
+@pytest.mark.parametrize("space", ["core", "knots", "full"])
+def test_element_wise_methods_say_how_far_from_the_sum_they_went(tmp_cwd: Path, space: str) -> None:
+    call = ("combine", "noto:0.7", "twemoji:0.7", "--method", "ties", "--rank", "16")
+    choices = ("--density", "0.3", "--space", space, "--seed", "1")
+    told = json.loads(run(*call, *choices, "--json").stdout)
+    want = gap("combined.safetensors", 0.7 * load("noto") + 0.7 * load("twemoji"))
+    assert told["distance_to_sum"] == pytest.approx(want, rel=1e-3)
+    assert told["rank_max"] == 16
+    assert "away from the plain sum" in run(*call, *choices, "--force").output
+    assert fails("combine", "noto", "lcm", "--density", "0.3", "--force")[0] == 2
+
+
 @pytest.mark.parametrize("method", ["tsv-m", "iso-c", "iso-cts", "cart", "orthogonal"])
 def test_methods_write_a_file_that_is_not_the_sum(tmp_cwd: Path, method: str) -> None:
     # Of two terms CART's differences from the mean cancel: it is their sum.

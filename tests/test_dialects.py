@@ -323,7 +323,7 @@ def test_a_folder_that_peft_wrote_is_read_with_its_ranks_and_alphas(
         use_rslora=True,
         init_lora_weights=False,
     )
-    model = get_peft_model(unet, config)
+    model: Any = get_peft_model(unet, config)
     model.save_pretrained(str(tmp_path / "mine"))
     tau = load(tmp_path / "mine")
     layers = {n: m for n, m in model.base_model.model.named_modules() if hasattr(m, "lora_A")}

@@ -319,9 +319,12 @@ def test_a_large_file_is_read_module_by_module_and_must_not_change(
     monkeypatch.setattr(adapters, "KEPT", 0)
     read: list[str] = []
     real = SafeFile.__getitem__
-    monkeypatch.setattr(
-        SafeFile, "__getitem__", lambda self, name: (read.append(name), real(self, name))[1]
-    )
+
+    def counted(self: SafeFile, name: str) -> torch.Tensor:
+        read.append(name)
+        return real(self, name)
+
+    monkeypatch.setattr(SafeFile, "__getitem__", counted)
     large = load(path)
     assert {m: large.rank_of(m) for m in large} == {m: whole.rank_of(m) for m in whole}
     assert {m: large.shape_of(m) for m in large} == {m: whole.shape_of(m) for m in whole}

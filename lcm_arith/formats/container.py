@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import torch
 from torch import Tensor
@@ -112,8 +112,61 @@ def write_tensors(
         StorageError: If the disk refuses.
         VerificationError: If what was written does not read back the same.
     """
-    refuse_existing(path, force=force)
     first, places = header(layout, metadata)
+    sums: dict[str, int] = {}
+
+    def write(file: BinaryIO) -> None:
+        file.write(first)
+        for name, tensor in tensors:
+            data = _bytes_of(tensor, layout[name])
+            file.seek(places[name])
+            file.write(data)
+            sums[name] = zlib.crc32(data)
+
+    def digest(part: Path) -> str | None:
+        return _read_back(part, first, sums) if sums.keys() == layout.keys() else None
+
+    return _place(path, write, digest, force=force, durable=True, check=check)
+
+
+def write_bytes(path: Path, data: bytes, *, force: bool = False, durable: bool = True) -> str:
+    """Puts ``data`` at ``path`` whole or not at all, after it was read back.
+
+    Args:
+        path: Where to.
+        data: Content.
+        force: Replace an existing file.
+        durable: Flush it to the disk; off for files that are checked before use and made again
+            when they are not whole.
+
+    Returns:
+        sha256 of the file.
+
+    Raises:
+        OutputExistsError, StorageError, VerificationError: As :func:`write_tensors`.
+    """
+    wanted = hashlib.sha256(data).hexdigest()
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    def digest(part: Path) -> str | None:
+        return wanted if hashlib.sha256(part.read_bytes()).hexdigest() == wanted else None
+
+    return _place(path, write, digest, force=force, durable=durable, check=None)
+
+
+def _place(
+    path: Path,
+    write: Callable[[BinaryIO], None],
+    digest: Callable[[Path], str | None],
+    *,
+    force: bool,
+    durable: bool,
+    check: Callable[[Path], None] | None,
+) -> str:
+    """Writes beside ``path``, reads back (``digest``; None is a failure), then renames."""
+    refuse_existing(path, force=force)
     try:
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=f".part{path.suffix}"
@@ -123,17 +176,12 @@ def write_tensors(
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(first)
-            sums = {}
-            for name, tensor in tensors:
-                data = _bytes_of(tensor, layout[name])
-                file.seek(places[name])
-                file.write(data)
-                sums[name] = zlib.crc32(data)
+            write(file)
             file.flush()
-            os.fsync(file.fileno())
-        digest = _read_back(part, first, sums) if sums.keys() == layout.keys() else None
-        if digest is None:
+            if durable:
+                os.fsync(file.fileno())
+        found = digest(part)
+        if found is None:
             raise VerificationError(f"{path}: the file read back other bytes than were written")
         if check is not None:
             check(part)
@@ -143,7 +191,7 @@ def write_tensors(
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         part.unlink(missing_ok=True)
-    return digest
+    return found
 
 
 def _bytes_of(tensor: Tensor, promised: Tensor) -> memoryview:
@@ -154,7 +202,7 @@ def _bytes_of(tensor: Tensor, promised: Tensor) -> memoryview:
             hint="please report it",
         )
     plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(plain.view(torch.uint8).numpy())
+    return plain.view(torch.uint8).numpy().data
 
 
 def _read_back(part: Path, first: bytes, sums: Mapping[str, int]) -> str | None:

@@ -129,7 +129,7 @@ class SafeFile(Mapping[str, Tensor]):
             digest.update(self._bytes(descriptor, 0, first))
             for name in sorted(self.entries, key=lambda name: self.entries[name].start):
                 tensor = self._read(descriptor, name, None if keep else buffer)
-                digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
                 if (
                     not tensor.abs().max().isfinite()
                 ):  # NaN is kept by max; 4 × faster than isfinite

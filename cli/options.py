@@ -53,6 +53,12 @@ Data = Annotated[
         metavar="DIR", help="Folder of pairs x.png + x.txt; without it embedded pictures."
     ),
 ]
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Diffusers folder of the base model.", show_default="the embedded one"
+    ),
+]
 Rank = Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="the family's")]
 Steps = Annotated[
     int | None, typer.Option(help="Training steps.", show_default="the family's", metavar="STEPS")

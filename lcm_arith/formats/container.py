@@ -25,9 +25,9 @@ from lcm_arith.errors import (
     StorageError,
     VerificationError,
 )
-from lcm_arith.formats.preflight import DTYPES, SafeFile
+from lcm_arith.formats.preflight import CHECKPOINT_DTYPES, SafeFile
 
-_DTYPE_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
+_DTYPE_NAMES: Final = {dtype: name for name, dtype in CHECKPOINT_DTYPES.items()}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -207,7 +207,7 @@ def _bytes_of(tensor: Tensor, promised: Tensor) -> memoryview:
 
 def _read_back(part: Path, first: bytes, sums: Mapping[str, int]) -> str | None:
     """sha256 of the file; None where it does not hold what went into it."""
-    file = SafeFile.open(part)
+    file = SafeFile.open(part, checkpoint=True)
     digest = hashlib.sha256()
     if file.keys() != sums.keys():
         return None

@@ -30,6 +30,15 @@ DTYPES: Final = {
 }
 _OTHER_DTYPES: Final = {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "F8_E5M2",
                         "F8_E4M3", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2", "C64"}  # fmt: skip
+CHECKPOINT_DTYPES: Final = {
+    **DTYPES,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 MOST_HEADER: Final = 8 * 2**20  # bytes; kohya's with tag lists and thumbnails are below 2 MiB
 MOST_TENSORS: Final = 20_000
 MOST_FILE: Final = 32 * 2**30  # bytes; a full SDXL in float32 is 14 GiB
@@ -82,8 +91,12 @@ class SafeFile(Mapping[str, Tensor]):
     identity: tuple[int, ...]
 
     @classmethod
-    def open(cls, path: Path) -> SafeFile:
+    def open(cls, path: Path, *, checkpoint: bool = False) -> SafeFile:
         """Reads and checks the header.
+
+        Args:
+            path: Of the file.
+            checkpoint: Whether it is of a whole model, which may hold integers, too.
 
         Raises:
             NotFoundError: If there is no such file.
@@ -91,7 +104,9 @@ class SafeFile(Mapping[str, Tensor]):
             StorageError: If it cannot be read.
         """
         with _Opened(path) as (descriptor, found):
-            return cls(path, *_header(path, descriptor, found.st_size), _identity(found))
+            known = CHECKPOINT_DTYPES if checkpoint else DTYPES
+            header = _header(path, descriptor, found.st_size, known)
+            return cls(path, *header, _identity(found))
 
     def __getitem__(self, name: str) -> Tensor:
         with self._opened() as descriptor:
@@ -204,7 +219,9 @@ class _Opened:
         os.close(self._descriptor)
 
 
-def _header(path: Path, descriptor: int, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+def _header(
+    path: Path, descriptor: int, size: int, known: Mapping[str, torch.dtype]
+) -> tuple[dict[str, Entry], dict[str, str]]:
     def refuse(what: str, hint: str = "download or export the file again") -> InvalidContentError:
         return InvalidContentError(f"{path}: not a readable safetensors file: {what}", hint=hint)
 
@@ -244,7 +261,7 @@ def _header(path: Path, descriptor: int, size: int) -> tuple[dict[str, Entry], d
     entries = {}
     for name, row in parsed.items():
         try:
-            entries[name] = _entry(name, row, _LENGTH + length)
+            entries[name] = _entry(name, row, _LENGTH + length, known)
         except ValueError as error:
             raise refuse(f"{shown(name)}: {error}") from None
     _check_cover(entries, _LENGTH + length, size, refuse)
@@ -278,7 +295,7 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _entry(name: str, row: Any, data: int) -> Entry:
+def _entry(name: str, row: Any, data: int, dtypes: Mapping[str, torch.dtype]) -> Entry:
     """Raises ValueError where a row of the header makes no sense."""
     if not name or len(name.encode()) > MOST_NAME or not name.isprintable():
         raise ValueError(f"a name has 1 to {MOST_NAME} printable bytes")
@@ -286,7 +303,7 @@ def _entry(name: str, row: Any, data: int) -> Entry:
         raise ValueError("a tensor has dtype, shape and data_offsets, nothing else")
     if not isinstance(row["dtype"], str):
         raise ValueError(f"dtype {shown(str(row['dtype']))}")
-    if row["dtype"] not in DTYPES:
+    if row["dtype"] not in dtypes:
         known = row["dtype"] in _OTHER_DTYPES
         raise ValueError(
             f"{row['dtype']} is not a floating-point number that is read"
@@ -300,7 +317,7 @@ def _entry(name: str, row: Any, data: int) -> Entry:
         raise ValueError(f"{len(shape)} axes, more than {MOST_AXES}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
         raise ValueError(f"data_offsets {shown(str(offsets))}")
-    dtype = DTYPES[row["dtype"]]
+    dtype = dtypes[row["dtype"]]
     if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{offsets[1] - offsets[0]} bytes for {row['dtype']} {shown(str(shape))}")
     return Entry(dtype, tuple(shape), data + offsets[0], data + offsets[1])

@@ -1,0 +1,51 @@
+"""``lcm-arith extract``: two whole models → the vector between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcm_arith.cli import options
+from lcm_arith.cli.output import print_json, print_vector, stdout, write_vector
+
+EXAMPLES = """Examples:
+
+  lcm-arith fuse && lcm-arith extract           (the embedded base, and what fuse made of it)
+
+  lcm-arith extract sd15/ my-finetune/ --rank 64 -o my-finetune.safetensors
+"""
+
+
+def command(
+    base: Annotated[
+        Path | None,
+        typer.Argument(help="Diffusers folder of the base model.", show_default="the embedded one"),
+    ] = None,
+    tuned: Annotated[Path, typer.Argument(help="Diffusers folder of the tuned model.")] = Path(
+        "fused"
+    ),
+    rank: Annotated[int, typer.Option(help="Of every module.")] = 32,
+    seed: options.Seed = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
+        "extracted.safetensors"
+    ),
+    dtype: options.Dtype = options.DtypeName.float32,
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write the difference of two models as an adapter: randomized SVD of W' − W."""
+    from lcm_arith.adapters import check_output
+    from lcm_arith.checkpoints import extract, residual_of
+    from lcm_arith.embedded import files
+
+    check_output(out, force=force)
+    tau = extract(base or files.MODEL, tuned, rank=rank, seed=seed)
+    result = write_vector(tau, out, dtype=dtype, force=force, about={"kind": "extracted"})
+    result["residual"] = residual_of(tau)
+    if as_json:
+        print_json(result)
+        return
+    print_vector(result)
+    stdout.print(f"{result['residual']:.2%} of the difference's norm is beyond rank {rank}")

@@ -26,7 +26,7 @@ LATENT_CHANNELS: Final = 16
 PLAN: Final = Plan(steps=5200, batch=16, learning_rate=1.5e-3, ema=0.995)
 KL_WEIGHT: Final = 1e-4
 EDGE_WEIGHT: Final = 1.0
-CONTRAST_WEIGHT, CONTRAST_PATCH = 1.5, 4  # of the decoder's training alone
+CONTRAST_WEIGHT, CONTRAST_PATCH = 0.5, 4  # of the decoder's training alone
 SEED: Final = 11
 DECODER_PLAN: Final = Plan(steps=3000, batch=16, learning_rate=1e-3, ema=0.995)
 DECODER_SEED: Final = 12

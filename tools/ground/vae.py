@@ -64,8 +64,11 @@ def build_decoder(options: Options) -> None:
     """Trains the decoder further on the frozen encoder's latents; writes ``emoji-sd/vae``."""
     from diffusers import AutoencoderKL
 
-    vae: Any = AutoencoderKL.from_pretrained(files.MODEL / "vae").float().to(options.device)
-    vae.requires_grad_(False)
+    before: Any = AutoencoderKL.from_pretrained(files.MODEL / "vae").float()
+    vae = untrained()  # whose configuration names no folder of the build
+    vae.load_state_dict(before.state_dict())
+    vae.register_to_config(scaling_factor=before.config.scaling_factor)
+    vae.to(options.device).requires_grad_(False)
     for part in (vae.decoder, vae.post_quant_conv):
         part.requires_grad_(True)
     pixels = torch.from_numpy(drawn(tuple(pictures.sets()), VARIANTS))

@@ -1,5 +1,6 @@
 """The grid: lists, plan, metrics, statistics, resume."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
@@ -104,7 +105,8 @@ def small_grid(style: str = "fluent-emoji", **changes: Any) -> Any:
 def test_a_grid_holds_margins_one_control_per_nfe_and_every_cell() -> None:
     grid = small_grid()
     assert (grid.base.l1, grid.base.l2, grid.base.sampler, grid.base.steps) == (0, 0, "dpm++", 25)
-    assert (grid.teacher.l1, grid.teacher.l2, grid.teacher.guidance) == (1, 0, 2.0)
+    guidance = json.loads((files.ROOT / "defaults.json").read_text())["guidance"]
+    assert (grid.teacher.l1, grid.teacher.l2, grid.teacher.guidance) == (1, 0, guidance)
     assert list(grid.controls) == [2, 1]
     assert all((c.l1, c.l2) == (1, 0) for rows in grid.controls.values() for c in rows)
     assert {(c.l1, c.l2, c.steps, c.guidance) for c in grid.cells} == {

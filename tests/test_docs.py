@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ground import tables
 from typer.main import get_command
 
 from lcm_arith.cli.main import app
@@ -134,3 +135,14 @@ lcm-arith("no shell")
         ["demo", "--out", "my demo"],
         ["combine", "a", "b", "--l1", "0.8"],
     ]
+
+
+def test_the_readmes_table_is_the_short_form_of_the_whole_one(readme: str) -> None:
+    rows: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for block in (ROOT / "docs" / "table.md").read_text(encoding="utf-8").split("\n## Part ")[1:]:
+        for line in block.split("###")[0].splitlines()[4:]:
+            if line:
+                cells = tuple(cell.strip() for cell in line.strip("|").split("|"))
+                rows.setdefault((block[0], cells[0]), []).append(cells)
+    assert len(rows) == 10
+    assert tables.markdown(tables.short(rows)) in readme

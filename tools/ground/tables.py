@@ -116,31 +116,53 @@ def write_sheets(results: Results, folder: Path) -> None:
 
 
 def publish(results: Results, repository: Path) -> None:
-    """Writes ``docs/table.md``, and its tables into the README."""
-    text = page(results)
-    files.write_file(repository / "docs" / "table.md", text)
+    """Writes ``docs/table.md``, and its short form into the README."""
+    tables = {(part, style): lines(result) for (style, part), result in results.items()}
+    seeds = len(results[NONE, "A"].grid.seeds)
+    counts = {part: len(results[NONE, part].grid.prompts) for part in ("A", "B")}
+    files.write_file(repository / "docs" / "table.md", page(tables, counts, seeds))
     readme = repository / "README.md"
     shown = readme.read_text(encoding="utf-8")
     before, after = shown.split(OPEN)[0], shown.split(CLOSE)[1]
-    short = text.replace("\n## ", "\n### ").split("\n\n", 1)[1]
-    files.write_file(readme, f"{before}{OPEN}\n{short}{CLOSE}{after}")
+    text = f"{made()}\n\n{markdown(short(tables))}\n"
+    files.write_file(readme, f"{before}{OPEN}\n{text}{CLOSE}{after}")
 
 
-def page(results: Results) -> str:
-    """The whole page."""
+def made() -> str:
+    """What made the figures."""
     when = datetime.now(UTC).date().isoformat()
-    styles = tuple(dict.fromkeys(style for style, _ in results))
-    seeds = len(results[NONE, "A"].grid.seeds)
+    return (
+        f"`python tools/build_embedded.py report`, {when}, {platform.machine()}, torch "
+        f"{torch.__version__}. λ1 = λ2 = 1, LCM sampler, guidance 1."
+    )
+
+
+Tables = Mapping[tuple[str, str], Sequence[tuple[str, ...]]]
+
+
+def short(tables: Tables) -> list[tuple[str, ...]]:
+    """Part and style a row: pair_distance of teacher, control and combined, and the difference."""
+    column, passes = HEAD.index("pair_distance"), sorted(PASSES)
+    rows = [("part", "style", "teacher", *(f"{n} NFE" for n in passes))]
+    for (part, style), table in sorted(tables.items(), key=lambda item: item[0][0]):
+        at = {(row[1], row[3]): row for row in table}
+        cells = []
+        for n in map(str, passes):
+            control, combined = at["control", n], at["combined", n]
+            cells.append(f"{control[column]} → {combined[column]}<br>{combined[-1]}")
+        rows.append((part, shown_name(style), table[0][column], *cells))
+    return rows
+
+
+def page(tables: Tables, counts: Mapping[str, int], seeds: int) -> str:
+    """The whole page."""
     text = [
         "# Combined against controls of equal cost",
-        f"`python tools/build_embedded.py report`, {when}, {platform.machine()}, torch "
-        f"{torch.__version__}. λ1 = λ2 = 1, LCM sampler, guidance 1; s/picture on one core. "
-        "The last column is the difference in pair_distance with its 95 % interval (below zero: "
-        "combined is closer to the true pictures).",
+        f"{made()} s/picture on one core. The last column is the difference in pair_distance with "
+        "its 95 % interval (below zero: combined is closer to the true pictures).",
     ]
-    for part in ("A", "B"):
-        count = len(results[NONE, part].grid.prompts)
-        body = [line for style in styles for line in lines(results[style, part])]
+    for part, count in counts.items():
+        body = [line for (of, _), table in tables.items() if of == part for line in table]
         text += [f"## Part {part}: {count} captions × {seeds} seeds", markdown([HEAD, *body])]
         text += [f"### The judge's ceilings on part {part}", markdown(ceilings(part))]
     return "\n\n".join(text) + "\n"

@@ -80,6 +80,7 @@ def command(
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
         "combined.safetensors"
     ),
+    form: options.Format = options.FormatName.diffusers,
     dtype: options.Dtype = options.DtypeName.float32,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -98,7 +99,7 @@ def command(
     tau = combine_terms(given, method=method, budget=budget, how=how)
     about = {"kind": "combined"}
     told = {"terms": [{"name": t.name, "weight": str(t.weights)} for t in given], "method": method}
-    result = write_vector(tau, out, dtype=dtype, force=force, about=about)
+    result = write_vector(tau, out, dtype=dtype, force=force, about=about, form=form.value)
     result["distance_to_sum"] = distance_to_sum(tau)
     if as_json:
         pair = {"style": given[0].name, "accel": given[1].name} if len(given) == 2 else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -21,16 +20,6 @@ EXAMPLES = """Examples:
 """
 
 
-class FormatName(StrEnum):
-    """Dialects that can be written; the table behind them is lcm_arith.formats.dialects.WRITERS."""
-
-    diffusers = "diffusers"
-    peft = "peft"
-    kohya = "kohya"
-    kohya_sgm = "kohya-sgm"
-    comfy = "comfy"
-
-
 def command(
     adapter: Annotated[
         str, typer.Argument(help="Shipped name or file.", show_default="lcm")
@@ -38,9 +27,7 @@ def command(
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
         "converted.safetensors"
     ),
-    form: Annotated[
-        FormatName, typer.Option("--format", help="Whose names the keys get.")
-    ] = FormatName.kohya,
+    form: options.Format = options.FormatName.kohya,
     dtype: options.Dtype = options.DtypeName.float32,
     force: options.Force = False,
     as_json: options.Json = False,

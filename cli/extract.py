@@ -15,22 +15,33 @@ EXAMPLES = """Examples:
   lcm-arith fuse && lcm-arith extract           (the embedded base, and what fuse made of it)
 
   lcm-arith extract sd15/ my-finetune/ --rank 64 -o my-finetune.safetensors
+
+  lcm-arith extract sdxl.safetensors tuned.safetensors --rank 64 --lora-only
 """
 
 
 def command(
     base: Annotated[
         Path | None,
-        typer.Argument(help="Diffusers folder of the base model.", show_default="the embedded one"),
+        typer.Argument(
+            help="Base model: diffusers folder or file.", show_default="the embedded one"
+        ),
     ] = None,
-    tuned: Annotated[Path, typer.Argument(help="Diffusers folder of the tuned model.")] = Path(
+    tuned: Annotated[Path, typer.Argument(help="Tuned model: diffusers folder or file.")] = Path(
         "fused"
     ),
     rank: Annotated[int, typer.Option(help="Of every module.")] = 32,
+    lora_only: Annotated[
+        bool,
+        typer.Option(
+            "--lora-only", help="Leave out biases, norms and embeddings, which few programs read."
+        ),
+    ] = False,
     seed: options.Seed = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
         "extracted.safetensors"
     ),
+    form: options.Format = options.FormatName.diffusers,
     dtype: options.Dtype = options.DtypeName.float32,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -41,11 +52,14 @@ def command(
     from lcm_arith.embedded import files
 
     check_output(out, force=force)
-    tau = extract(base or files.MODEL, tuned, rank=rank, seed=seed)
-    result = write_vector(tau, out, dtype=dtype, force=force, about={"kind": "extracted"})
+    tau = extract(base or files.MODEL, tuned, rank=rank, seed=seed, lora_only=lora_only)
+    result = write_vector(
+        tau, out, dtype=dtype, force=force, about={"kind": "extracted"}, form=form.value
+    )
     result["residual"] = residual_of(tau)
     if as_json:
         print_json(result)
         return
     print_vector(result)
-    stdout.print(f"{result['residual']:.2%} of the difference's norm is beyond rank {rank}")
+    rest = f"beyond rank {rank}" + (" or no matrix of a layer" if lora_only else "")
+    stdout.print(f"{result['residual']:.2%} of the difference's norm is {rest}")

@@ -16,6 +16,11 @@ EXAMPLES = """Examples:
   lcm-arith fuse                                (fluent-emoji and lcm at 0.8 and 1.0, embedded base)
 
   lcm-arith fuse my-style.safetensors:0.7 lcm-lora.safetensors:1 --base sd15/ -o sd15-fast/
+
+  lcm-arith fuse lcm-lora.safetensors:1 --base xl.safetensors -o xl-fast.safetensors
+
+  lcm-arith fuse none --base a.safetensors --plus b.safetensors --minus c.safetensors --times 0.8 \\
+      -o a-plus.safetensors                     (add difference: A + 0.8·(B − C))
 """
 
 
@@ -28,20 +33,43 @@ def command(
             show_default="fluent-emoji:0.8 lcm:1",
         ),
     ] = None,
-    base: options.Base = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to make.")] = Path("fused"),
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Base model: a diffusers folder, or one file as Stability names its parts.",
+            show_default="the embedded one",
+        ),
+    ] = None,
+    plus: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Add --times the difference of this model …"),
+    ] = None,
+    minus: Annotated[Path | None, typer.Option(metavar="MODEL", help="… from this one.")] = None,
+    times: Annotated[float, typer.Option(help="Weight of that difference.")] = 1.0,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder or file to make, as the base is.")
+    ] = Path("fused"),
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write the base model with Σ λ·τ baked into its weights, as a diffusers folder."""
-    from lcm_arith.checkpoints import fuse
+    """Write the base model with Σ λ·τ baked into its weights, as a folder or file."""
+    from lcm_arith.checkpoints import difference, fuse
     from lcm_arith.combination import combine_terms
     from lcm_arith.embedded import files
+    from lcm_arith.errors import UsageError
 
     given = read_terms(terms or [], None, None)
-    made = fuse(combine_terms(given), base or files.MODEL, out, force=force)
+    tau = combine_terms(given)
+    if (plus is None) != (minus is None):
+        raise UsageError("--plus and --minus: a difference takes both")
+    if plus is not None and minus is not None:
+        tau = tau + times * difference(minus, plus)
+    made = fuse(tau, base or files.MODEL, out, force=force)
     if as_json:
         print_json({**made, "terms": [{"name": t.name, "weight": str(t.weights)} for t in given]})
         return
-    stdout.print(" + ".join(f"{t.weights} · {t.name}" for t in given), soft_wrap=True)
+    shown = [f"{t.weights} · {t.name}" for t in given]
+    shown += [f"{times} · ({plus} − {minus})"] if plus else []
+    stdout.print(" + ".join(shown), soft_wrap=True)
     stdout.print(f"{made['modules']} modules changed; wrote {made['path']}", soft_wrap=True)

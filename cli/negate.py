@@ -25,6 +25,7 @@ def command(
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
         "negated.safetensors"
     ),
+    form: options.Format = options.FormatName.diffusers,
     dtype: options.Dtype = options.DtypeName.float32,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -33,7 +34,7 @@ def command(
     from lcm_arith.adapters import check_output, load
 
     check_output(out, force=force)
-    result = write_vector(-load(adapter), out, dtype=dtype, force=force, about={})
+    result = write_vector(-load(adapter), out, dtype=dtype, force=force, about={}, form=form.value)
     if as_json:
         print_json(result)
     else:

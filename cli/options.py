@@ -20,6 +20,16 @@ class DtypeName(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class FormatName(StrEnum):
+    """Dialects that can be written; the table behind them is lcm_arith.formats.dialects.WRITERS."""
+
+    diffusers = "diffusers"
+    peft = "peft"
+    kohya = "kohya"
+    kohya_sgm = "kohya-sgm"
+    comfy = "comfy"
+
+
 class SamplerName(StrEnum):
     """Samplers; the table behind them is lcm_arith.sampling.SAMPLERS."""
 
@@ -47,6 +57,7 @@ Accel = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Number format of the written file.")]
+Format = Annotated[FormatName, typer.Option("--format", help="Whose names the keys get.")]
 Data = Annotated[
     Path | None,
     typer.Option(

@@ -42,6 +42,7 @@ def command(
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
         "reprojected.safetensors"
     ),
+    form: options.Format = options.FormatName.diffusers,
     dtype: options.Dtype = options.DtypeName.float32,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -59,7 +60,7 @@ def command(
     if budget is None:
         raise AssertionError("a budget was chosen above")
     tau = reproject(load(adapter), budget)
-    result = write_vector(tau, out, dtype=dtype, force=force, about={})
+    result = write_vector(tau, out, dtype=dtype, force=force, about={}, form=form.value)
     if as_json:
         print_json({**result, "budget": budget.kind, "value": budget.value})
     else:

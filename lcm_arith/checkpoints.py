@@ -1,7 +1,8 @@
-"""Whole models as diffusers folders: vectors baked into one, and the vector between two.
+"""Whole models, as diffusers folders or single files: vectors in one, and the vector between two.
 
 ``fuse`` writes W + ΔW(τ), one product and one rounding a weight; ``extract`` takes W' − W apart
-into factors. Both work tensor by tensor, so that memory holds a few.
+into factors; ``difference`` keeps it whole, for A + λ·(B − C). All work tensor by tensor, so that
+memory holds a few.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,38 +32,14 @@ from lcm_arith.errors import (
     UsageError,
 )
 from lcm_arith.formats import container
-from lcm_arith.formats.preflight import SafeFile
+from lcm_arith.formats.kinds import full_difference
+from lcm_arith.formats.layouts import Model, Place
+from lcm_arith.modules import fits, is_vector
 from lcm_arith.pool import ahead, one_thread
 from lcm_arith.vector import Source, TaskVector
 
-COMPONENTS: Final = ("unet", "text_encoder", "text_encoder_2")
-_FILES: Final = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-
-
-def open_model(folder: Path) -> dict[str, SafeFile]:
-    """Component → its checked file, of those that adapters change.
-
-    Raises:
-        NotFoundError: If there is no UNet.
-        InvalidContentError: If a component is split into several files, or a file is damaged.
-    """
-    found: dict[str, SafeFile] = {}
-    for component in COMPONENTS:
-        own = folder / component
-        split = sorted(own.glob("*.safetensors.index.json"))
-        if split:
-            raise InvalidContentError(
-                f"{split[0]}: the component is split into several files",
-                hint="save the model again with max_shard_size above its size",
-            )
-        path = next((own / name for name in _FILES if (own / name).is_file()), None)
-        if path is not None:
-            found[component] = SafeFile.open(path, checkpoint=True)
-    if "unet" not in found:
-        raise NotFoundError(
-            f"{folder}: holds no unet/{_FILES[0]}", hint="give a folder in diffusers' layout"
-        )
-    return found
+Updates = Mapping[tuple[str, str], Sequence[tuple[str, Place]]]
+"""File and key of a tensor → the targets in it, and where."""
 
 
 def fuse(tau: TaskVector, base: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
@@ -70,172 +47,277 @@ def fuse(tau: TaskVector, base: Path, out: Path, *, force: bool = False) -> dict
 
     Args:
         tau: Any vector.
-        base: A diffusers folder.
-        out: Folder to make; it appears whole or not at all. Weights keep their number format.
+        base: A diffusers folder, or one file as Stability names its parts.
+        out: Folder or file to make, as ``base`` is; it appears whole or not at all. Weights keep
+            their number format.
         force: Replace ``out``.
 
     Raises:
         IncompatibleError: If ``tau`` names a module that the model lacks, or of another shape.
         InvalidContentError: If a sum does not fit the number format.
+        UsageError: If ``out`` is no name of a file where one is to be made.
         OutputExistsError, NotFoundError, StorageError: As for a file.
     """
-    files = open_model(base)
-    _check_fits(tau, files, base)
+    model = Model.open(base)
+    updates = _updates(tau, model)
+    if out.resolve() == base.resolve():
+        raise OutputExistsError(f"{out}: is the model itself", hint="name another one")
+    if base.is_dir():
+        digests = _fuse_folder(tau, model, updates, out, force=force)
+    else:
+        if out.suffix != ".safetensors":
+            raise UsageError(f"{out}: is no name of a model", hint="end it in .safetensors")
+        container.refuse_existing(out, force=force)
+        digests = {out.name: _fuse_file(tau, model, base.name, updates, out, force=force)}
+    return {"path": str(out), "modules": len(tau), "sha256": digests}
+
+
+def _fuse_folder(
+    tau: TaskVector, model: Model, updates: Updates, out: Path, *, force: bool
+) -> dict[str, str]:
     if out.exists() and not force:
         raise OutputExistsError(f"{out}: exists", hint="choose another name or add --force")
-    if out.resolve() == base.resolve():
-        raise OutputExistsError(f"{out}: is the model itself", hint="name another folder")
+    if out.exists() and not out.is_dir():
+        raise OutputExistsError(f"{out}: is a file", hint="name a folder")
     if not out.parent.is_dir():
         raise NotFoundError(f"{out.parent}: no such folder", hint="make it first")
-    about = {OWN_METADATA: json.dumps(provenance(tau), sort_keys=True)}
-    digests = {}
+    changed = sorted({name for name, _ in updates})
+    skipped = {model.path / name for name in changed}
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
             part = Path(temporary) / "model"
-            changed = {c: f for c, f in files.items() if any(m.startswith(f"{c}.") for m in tau)}
-            skipped = {file.path for file in changed.values()}
             shutil.copytree(
-                base, part, ignore=lambda at, names: [n for n in names if Path(at) / n in skipped]
+                model.path,
+                part,
+                ignore=lambda at, names: [n for n in names if Path(at) / n in skipped],
             )
-            for component, file in changed.items():
-                written = part / component / file.path.name
-                digests[f"{component}/{written.name}"] = container.write_tensors(
-                    written,
-                    file.outlines(),
-                    _fused(tau, component, file),
-                    {**file.metadata, **about},
-                )
+            digests = {name: _fuse_file(tau, model, name, updates, part / name) for name in changed}
             if out.exists():
                 os.replace(out, Path(temporary) / "before")
             os.replace(part, out)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error.strerror})") from error
-    return {"path": str(out), "modules": len(tau), "sha256": digests}
+    return digests
 
 
-def _check_fits(tau: TaskVector, files: Mapping[str, SafeFile], base: Path) -> None:
+def _updates(tau: TaskVector, model: Model) -> Updates:
+    """Where each module of ``tau`` goes; raises where one has no place."""
+    found: dict[tuple[str, str], list[tuple[str, Place]]] = {}
     wrong = []
     for module in tau:
-        component, path = module.split(".", 1)
-        entry = files[component].entries.get(f"{path}.weight") if component in files else None
-        if entry is None or entry.shape != tuple(tau.shape_of(module)):
+        place = model.place(module)
+        if place is None or not fits(tuple(tau.shape_of(module)), model.shape(place)):
             wrong.append(module)
+        else:
+            found.setdefault((place.file, place.key), []).append((module, place))
     if wrong:
         raise IncompatibleError(
-            f"{base}: {len(wrong)} of {len(tau)} modules are not there or have another shape, "
-            f"{wrong[0]} for one",
+            f"{model.path}: {len(wrong)} of {len(tau)} modules are not there or have another "
+            f"shape, {wrong[0]} for one",
             hint="the adapter was made for another architecture",
         )
+    return found
 
 
-def _fused(tau: TaskVector, component: str, file: SafeFile) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a file, the updated ones as round(W + ΔW)."""
+def _fuse_file(
+    tau: TaskVector, model: Model, name: str, updates: Updates, out: Path, *, force: bool = False
+) -> str:
+    """Writes one file of a model, the updated tensors as round(W + ΔW); returns its sha256."""
+    file = model.files[name]
 
-    def made(name: str) -> tuple[str, Tensor]:
-        weight, module = file[name], f"{component}.{name.removesuffix('.weight')}"
-        if not name.endswith(".weight") or module not in tau:
-            return name, weight
-        fused = (weight.float() + tau.once(module).dense()).to(weight.dtype)
+    def made(key: str) -> tuple[str, Tensor]:
+        tensor = file[key]
+        here = updates.get((name, key), ())
+        if not here:
+            return key, tensor
+        whole = tensor.float()
+        for module, place in here:
+            part = place.of(whole)
+            part += tau.once(module).dense().reshape(part.shape)
+        fused = whole.to(tensor.dtype)
         if not fused.isfinite().all():
             raise InvalidContentError(
-                f"{module}: the sum does not fit {weight.dtype}", hint="use smaller weights"
+                f"{here[0][0]}: the sum does not fit {tensor.dtype}", hint="use smaller weights"
             )
-        return name, fused
+        return key, fused
 
-    return ahead(made, file)
+    about = {OWN_METADATA: json.dumps(provenance(tau), sort_keys=True)}
+    return container.write_tensors(
+        out, file.outlines(), ahead(made, file), {**file.metadata, **about}, force=force
+    )
 
 
-def extract(base: Path, tuned: Path, *, rank: int, seed: int = 0) -> TaskVector:
+def difference(base: Path, tuned: Path) -> TaskVector:
+    """The whole difference of two models, of full rank: A + λ·(B − C) is a ``fuse`` of it.
+
+    Raises:
+        IncompatibleError, InvalidContentError: As :func:`extract`.
+    """
+    pairs = _changed(base, tuned)
+    origin = {"operation": "difference"}
+    return TaskVector(((1.0, Source(Difference(pairs, None, 0), origin)),))
+
+
+def extract(
+    base: Path, tuned: Path, *, rank: int, seed: int = 0, lora_only: bool = False
+) -> TaskVector:
     """The vector from one model to another, each module's difference within a rank.
 
     Args:
-        base: A diffusers folder.
+        base: A diffusers folder or a single file.
         tuned: Another one of the same architecture.
         rank: Of every module.
         seed: Of the randomized range finder.
+        lora_only: Leave out what differs and is no matrix of a layer: biases and norms, which are
+            kept whole else, and embeddings of tokens, which no adapter has a place for.
 
     Raises:
         UsageError: If ``rank`` is below 1.
         IncompatibleError: If the two do not hold the same weights.
-        InvalidContentError: If nothing differs, or something that is no matrix does, such as a
-            bias or a norm: an adapter has no place for it.
+        InvalidContentError: If nothing differs, or something does that no adapter has a place for,
+            such as an embedding of a token.
     """
     if rank < 1:
         raise UsageError(f"rank {rank}: at least 1")
-    one, other = open_model(base), open_model(tuned)
-    if {c: _shapes(f) for c, f in one.items()} != {c: _shapes(f) for c, f in other.items()}:
+    pairs = _changed(base, tuned)
+    alien = [target for target in pairs if ".embeddings." in target]
+    if alien and not lora_only:
+        raise InvalidContentError(
+            f"{tuned}: {len(alien)} embeddings of tokens differ, {alien[0]} for one, which no "
+            "adapter has a place for",
+            hint="--lora-only leaves them out, and says how much that is",
+        )
+    kept = {m: p for m, p in pairs.items() if not lora_only or _is_layer(m)}
+    if not kept:
+        raise InvalidContentError(f"{tuned}: no matrix of a layer differs from {base}")
+    origin = {"operation": "extract", "rank": rank, "seed": seed}
+    left = {m: p for m, p in pairs.items() if m not in kept}
+    return TaskVector(((1.0, Source(Difference(kept, rank, seed, left), origin)),))
+
+
+def _is_layer(target: str) -> bool:
+    return not is_vector(target) and ".embeddings." not in target
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target's values in two models."""
+
+    one: tuple[Model, Place]
+    other: tuple[Model, Place]
+
+    def difference(self) -> Tensor:
+        """Other − one, in float32."""
+        (model, place), (model2, place2) = self.one, self.other
+        return model2.read(place2).float() - model.read(place).float()
+
+
+def _changed(base: Path, tuned: Path) -> dict[str, Pair]:
+    """Target → its values in both, of all that differ; raises where there is no place for one."""
+    one, other = Model.open(base), Model.open(tuned)
+    places = {target: other.place(target) for target in one.places}
+    unlike = sorted(
+        target
+        for target, place in places.items()
+        if place is None or one.shape(one.places[target]) != other.shape(place)
+    )
+    if unlike or len(one.places) != len(other.places):
         raise IncompatibleError(
-            f"{base} and {tuned} do not hold the same weights",
+            f"{base} and {tuned} do not hold the same weights ({(unlike or ['more'])[0]})",
             hint="they are models of two architectures",
         )
-    changed = sorted(
-        (component, name)
-        for component, file in one.items()
-        for name in file
-        if not torch.equal(file[name], other[component][name])
-    )
-    rest = [(c, n) for c, n in changed if len(one[c].entries[n].shape) not in (2, 4)
-            or not n.endswith(".weight") or "embedding." in n]  # fmt: skip
-    if rest:
-        raise InvalidContentError(
-            f"{tuned}: {len(rest)} tensors differ that are no matrix of a layer, "
-            f"{'.'.join(rest[0])} for one",
-            hint="biases, norms and embeddings have no place in an adapter of factors",
-        )
+    _check_others(one, other)
+    pairs = {
+        target: Pair((one, one.places[target]), (other, place))
+        for target, place in sorted(places.items())
+        if place is not None
+    }
+    changed = {t: pair for t, pair in pairs.items() if bool(pair.difference().any())}
     if not changed:
         raise InvalidContentError(f"{base} and {tuned} hold the same weights: nothing to extract")
-    places = {f"{c}.{n.removesuffix('.weight')}": (one[c], other[c], n) for c, n in changed}
-    origin = {"operation": "extract", "rank": rank, "seed": seed}
-    return TaskVector(((1.0, Source(Difference(places, rank, seed), origin)),))
+    return changed
 
 
-def _shapes(file: SafeFile) -> dict[str, tuple[int, ...]]:
-    return {name: entry.shape for name, entry in file.entries.items()}
+def _check_others(one: Model, other: Model) -> None:
+    """Raises where something differs that is no weight or bias of a known module."""
+    for place in one.others():
+        name = place.file if one.path.is_dir() else other.path.name
+        file = other.files.get(name)
+        same = (
+            file is not None and place.key in file and torch.equal(one.read(place), file[place.key])
+        )
+        if not same:
+            raise InvalidContentError(
+                f"{other.path}: {place.key} differs from {one.path}, and is no weight of a module "
+                "that is known",
+                hint="the models are of a variant that cannot be compared",
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Difference(Mapping[str, LowRankDelta]):
-    """Module → leading directions of W' − W; each is computed when first asked for, and once."""
+    """Target → leading directions of W' − W; each is computed when first asked for, and once.
 
-    places: Mapping[str, tuple[SafeFile, SafeFile, str]]
-    rank: int
+    Args:
+        pairs: The values to take apart.
+        rank: Of a matrix; None keeps all of it, and computes it anew each time.
+        seed: Of the range finder.
+        left: Targets that differ, too, and are left out.
+    """
+
+    pairs: Mapping[str, Pair]
+    rank: int | None
     seed: int
+    left: Mapping[str, Pair] = field(default_factory=dict)
     _done: dict[str, LowRankDelta] = field(default_factory=dict)
     _energies: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __getitem__(self, module: str) -> LowRankDelta:
+        if self.rank is None:
+            return full_difference({"diff": self.pairs[module].difference()}, None)
         if module not in self._done:
-            one, other, name = self.places[module]
-            whole = other[name].float() - one[name].float()
-            matrix = whole.flatten(1)
-            with one_thread():
-                count = min(self.rank, *matrix.shape)
-                u, s, v = leading_of(matrix, count, generator(self.seed, module))
-            root, ones = s.sqrt(), (1,) * (whole.ndim - 2)
-            self._energies[module] = (
-                float(s.double().square().sum()),
-                float(matrix.double().square().sum()),
-            )
-            self._done[module] = LowRankDelta(
-                (v * root).T.reshape(count, *whole.shape[1:]).contiguous(),
-                (u * root).reshape(-1, count, *ones).contiguous(),
-            )
+            whole = self.pairs[module].difference()
+            self._done[module], kept = _leading(whole, self.rank, self.seed, module)
+            self._energies[module] = (kept, _energy(whole))
         return self._done[module]
 
     def residual(self) -> float:
-        """‖W' − W − ΔW‖ / ‖W' − W‖ over all modules."""
-        pairs = [(self[module], self._energies[module])[1] for module in self]
-        whole = sum(total for _, total in pairs)
-        return math.sqrt(max(0.0, 1 - sum(kept for kept, _ in pairs) / whole)) if whole else 0.0
+        """‖W' − W − ΔW‖ / ‖W' − W‖ over all targets, those that are left out among them."""
+        kept = whole = 0.0
+        for module in self:
+            self[module]
+            kept, whole = kept + self._energies[module][0], whole + self._energies[module][1]
+        whole += sum(_energy(pair.difference()) for pair in self.left.values())
+        return math.sqrt(max(0.0, 1 - kept / whole)) if whole else 0.0
 
     def __contains__(self, module: object) -> bool:
-        return module in self.places  # Mapping's own would compute it
+        return module in self.pairs  # Mapping's own would compute it
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
+        return iter(self.pairs)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.pairs)
+
+
+def _energy(values: Tensor) -> float:
+    return float(values.double().square().sum())
+
+
+def _leading(whole: Tensor, rank: int, seed: int, module: str) -> tuple[LowRankDelta, float]:
+    """The leading directions of a difference, and their energy; a vector is kept whole."""
+    if whole.ndim == 1:
+        return full_difference({"diff": whole}, None), _energy(whole)
+    matrix = whole.flatten(1)
+    count = min(rank, *matrix.shape)
+    with one_thread():
+        u, s, v = leading_of(matrix, count, generator(seed, module))
+    root, ones = s.sqrt(), (1,) * (whole.ndim - 2)
+    delta = LowRankDelta(
+        (v * root).T.reshape(count, *whole.shape[1:]).contiguous(),
+        (u * root).reshape(-1, count, *ones).contiguous(),
+    )
+    return delta, _energy(s)
 
 
 def residual_of(tau: TaskVector) -> float:

@@ -13,7 +13,7 @@ from typing import Final
 
 from lcm_arith.embedded import files
 from lcm_arith.errors import IncompatibleError, UsageError
-from lcm_arith.modules import weight_shapes
+from lcm_arith.modules import fits, target_shape, weight_shapes
 from lcm_arith.vector import TaskVector
 
 # The 14 kinds of layer that LCM-LoRA adapts (arXiv:2311.05556, Table 1; 278 modules of SD1.5).
@@ -120,7 +120,7 @@ def embedded() -> Family:
 def misfits(tau: TaskVector, family: Family) -> list[str]:
     """The modules of ``tau`` that the family's base lacks or holds in another shape."""
     shapes = weight_shapes(family.base)
-    return [module for module in tau if shapes.get(module) != tuple(tau.shape_of(module))]
+    return [m for m in tau if not fits(tuple(tau.shape_of(m)), target_shape(shapes, m))]
 
 
 def check_same_family(vectors: dict[str, TaskVector]) -> None:

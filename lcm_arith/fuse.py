@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lcm_arith.errors import IncompatibleError
+from lcm_arith.modules import BIAS, fits
 from lcm_arith.vector import TaskVector
 
 _PRISTINE: Final[WeakKeyDictionary[Any, dict[str, Tensor]]] = WeakKeyDictionary()
@@ -50,7 +51,7 @@ class LiveWeights:
             for module, weight in targets.items():
                 pristine = self._pristine.setdefault(module, weight.detach().clone())
                 delta = tau[module].dense().to(weight.device)
-                weight.copy_(pristine.float() + delta)
+                weight.copy_(pristine.float() + delta.reshape(weight.shape))
 
 
 def check_compatible(pipeline: Any, tau: TaskVector) -> dict[str, Tensor]:
@@ -59,14 +60,18 @@ def check_compatible(pipeline: Any, tau: TaskVector) -> dict[str, Tensor]:
     Raises:
         IncompatibleError: If a module is absent or its shape differs; all of them are listed.
     """
-    found, problems = {}, []
+    found: dict[str, Tensor] = {}
+    problems: list[str] = []
+    taken: dict[int, str] = {}
     for module in tau:
         weight = _weight(pipeline, module)
         shape = tau.shape_of(module)
         if weight is None:
             problems.append(f"{module}: the base model has no such module")
-        elif weight.shape != shape:
+        elif not fits(tuple(shape), tuple(weight.shape)):
             problems.append(f"{module}: {list(shape)} but the base has {list(weight.shape)}")
+        elif taken.setdefault(id(weight), module) != module:
+            problems.append(f"{module}: is {taken[id(weight)]}, too; give both one name")
         else:
             found[module] = weight
     if problems:
@@ -80,12 +85,16 @@ def check_compatible(pipeline: Any, tau: TaskVector) -> dict[str, Tensor]:
     return found
 
 
-def _weight(pipeline: Any, module: str) -> Any:
-    component, path = module.split(".", 1)
+def _weight(pipeline: Any, target: str) -> Any:
+    """A module's weight, or a bias; text encoders have a ``text_model`` level or not."""
+    component, path = target.split(".", 1)
+    path, name = (path.removesuffix(BIAS), "bias") if path.endswith(BIAS) else (path, "weight")
     owner = getattr(pipeline, component, None)
     if not isinstance(owner, nn.Module):
         return None
-    try:
-        return getattr(owner.get_submodule(path), "weight", None)
-    except AttributeError:
-        return None
+    for spelled in dict.fromkeys((path, path.removeprefix("text_model."), f"text_model.{path}")):
+        try:
+            return getattr(owner.get_submodule(spelled), name, None)
+        except AttributeError:
+            continue
+    return None

@@ -22,6 +22,8 @@ from lcm_arith.embedded import files
 
 Shape = tuple[int, ...]
 
+BIAS: Final = ".bias"  # a target MODULE.bias is that module's bias, any other one a weight
+
 PUBLISHED: Final = ("sd15", "sd2", "ssd1b", "sdxl")
 EMBEDDED: Final = "emoji"
 FAMILIES: Final = (*PUBLISHED, EMBEDDED)
@@ -185,20 +187,43 @@ def candidates(shapes: Mapping[str, Shape]) -> tuple[Candidate, ...]:
             (
                 Candidate(family, coverage(shapes, family))
                 for family in FAMILIES
-                if all(fits(shape, table(family).get(m)) for m, shape in shapes.items())
+                if all(fits(shape, target_shape(table(family), m)) for m, shape in shapes.items())
             ),
             key=lambda c: -c.coverage,
         )
     )
 
 
+def target_shape(weights: Mapping[str, Shape], target: str) -> Shape | None:
+    """Shape of a weight, or of a bias (``MODULE.bias``), by a table of weights."""
+    if target.endswith(BIAS):
+        weight = weights.get(target.removesuffix(BIAS))
+        return weight and weight[:1]
+    return weights.get(target)
+
+
 def fits(update: Shape, weight: Shape | None) -> bool:
-    """Whether an update has a weight's shape; a 1×1 convolution and a linear layer are alike."""
+    """Whether an update has a weight's shape.
+
+    A 1×1 convolution and a linear layer are alike, and so are a vector and a matrix of one column.
+    """
     return weight is not None and _plain(update) == _plain(weight)
 
 
 def _plain(shape: Shape) -> Shape:
+    if len(shape) == 1:
+        return (*shape, 1)
     return shape[:2] if shape[2:] == (1, 1) else shape
+
+
+def is_vector(target: str) -> bool:
+    """Whether a target is a bias or belongs to a normalisation, not a matrix of a layer."""
+    return target.endswith(BIAS) or is_norm(target)
+
+
+def is_norm(target: str) -> bool:
+    """Whether a target is the weight or bias of a normalisation."""
+    return "norm" in target.removesuffix(BIAS).rpartition(".")[2]
 
 
 def coverage(shapes: Mapping[str, Shape], family: str) -> float:

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_cli import fails, run
 
-from lcm_arith.adapters import load
-from lcm_arith.checkpoints import extract, fuse, open_model, residual_of
+from lcm_arith.adapters import load, save
+from lcm_arith.checkpoints import extract, fuse, residual_of
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.embedded import files
 from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundError
+from lcm_arith.formats.layouts import Model
 from lcm_arith.sampling import load_pipeline
 from lcm_arith.vector import Source, TaskVector
 
@@ -73,18 +74,20 @@ def test_what_an_adapter_cannot_hold_is_refused(tmp_path: Path) -> None:
     tensors = load_file(tuned / UNET)
     tensors["conv_in.bias"] = tensors["conv_in.bias"] + 1
     save_file(tensors, tuned / UNET)
-    with pytest.raises(InvalidContentError, match=r"conv_in\.bias"):
-        extract(files.MODEL, tuned, rank=4)
+    with pytest.raises(InvalidContentError, match=r"unet\.conv_in\.bias .* readers .* reject"):
+        save(extract(files.MODEL, tuned, rank=4), tmp_path / "x.safetensors")
+    with pytest.raises(InvalidContentError, match="no matrix of a layer differs"):
+        extract(files.MODEL, tuned, rank=4, lora_only=True)
     del tensors["conv_in.bias"]
     save_file(tensors, tuned / UNET)
     with pytest.raises(IncompatibleError):
         extract(files.MODEL, tuned, rank=4)
     (tuned / UNET).unlink()
     with pytest.raises(NotFoundError, match="unet"):
-        open_model(tuned)
+        Model.open(tuned)
     (tuned / "unet" / "x.safetensors.index.json").write_text("{}")
     with pytest.raises(InvalidContentError, match="several files"):
-        open_model(tuned)
+        Model.open(tuned)
 
 
 def test_a_vector_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_a_full_difference_is_itself(shape: tuple[int, ...]) -> None:
         (("unet.a.lora_A.weight",), "lacks up"),
         (("unet.a.lokr_w1",), "lacks lokr_w2"),
         (("unet.a.alpha",), "only alpha"),
-        (("unet.a.diff_b",), "biases or norms"),
+        (("unet.a.diff_b",), "one list of numbers"),
         (("unet.a.lora_A.weight", "unet.a.lora_down.weight", "unet.a.lora_B.weight"), "two names"),
         ((), "0 of 0 keys"),
     ],

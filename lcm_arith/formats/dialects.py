@@ -16,7 +16,7 @@ from lcm_arith.formats import diffusers
 from lcm_arith.formats.keys import Sorted, sort_keys
 from lcm_arith.formats.kinds import update
 from lcm_arith.formats.preflight import SafeFile, shown
-from lcm_arith.modules import PUBLISHED, kohya_name, sgm_names
+from lcm_arith.modules import BIAS, PUBLISHED, is_norm, is_vector, kohya_name, sgm_names
 
 _SHOWN: Final = 5  # lines of a list in an error
 
@@ -91,6 +91,8 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str
             if "alpha" not in parts and "down" in parts:
                 alpha = configured.of(module, int(parts["down"].shape[0]))
                 silent += alpha is None
+            if is_vector(module) and not _flat(parts):
+                raise InvalidContentError("a bias or norm is one list of numbers (diff)")
             kind, outlines[module] = update(parts, alpha)
             alphas[module] = alpha
             kinds[kind] += 1
@@ -106,6 +108,10 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str
     if not isinstance(tensors, SafeFile):
         deltas = dict(deltas)
     return Parsed(deltas, outlines, dict(kinds), silent)
+
+
+def _flat(parts: Mapping[str, Tensor]) -> bool:
+    return parts.keys() == {"diff"} and parts["diff"].ndim == 1
 
 
 def _check_keys(found: Sorted, count: int, where: str) -> None:
@@ -144,17 +150,21 @@ class Spelling:
     """The names of a vector in a dialect, without a number.
 
     Args:
-        keys: Canonical module → names of its down and up factor and, where there is one, of alpha.
+        keys: Canonical module → names of its down and up factor and, where there is one, of alpha;
+            of a bias or norm, one name.
         metadata: The header.
     """
 
-    keys: Mapping[str, tuple[str, str, str | None]]
+    keys: Mapping[str, tuple[str, str, str | None] | tuple[str]]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def tensors(self, module: str, delta: LowRankDelta) -> dict[str, Tensor]:
         """What the file holds of one module; the scale goes into up, so that alpha = rank."""
+        names = self.keys[module]
+        if len(names) == 1:
+            return {names[0]: delta.dense().flatten()}
         delta = concatenate([delta])
-        down, up, alpha = self.keys[module]
+        down, up, alpha = names
         named = {down: delta.down, up: delta.up}
         return named if alpha is None else named | {alpha: torch.tensor(float(delta.rank))}
 
@@ -184,6 +194,13 @@ def spell(
 
 def _diffusers(outlines: Mapping[str, LowRankDelta], _: str | None) -> Spelling:
     """``unet.<path>.lora_A.weight``; ranks and alphas in the header."""
+    vectors = [module for module in outlines if is_vector(module)]
+    if vectors:
+        raise InvalidContentError(
+            f"{len(vectors)} biases or norms are changed, {vectors[0]} for one, which readers of "
+            "diffusers' and PEFT's files reject",
+            hint="write --format comfy or kohya, which hold them",
+        )
     keys = {m: (f"{m}.lora_A.weight", f"{m}.lora_B.weight", None) for m in outlines}
     return Spelling(keys, diffusers.adapter_metadata({m: outlines[m].rank for m in outlines}))
 
@@ -240,13 +257,22 @@ def _underscored(
 
 
 def _up_down(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -> Spelling:
-    stems = {module: stem(module) for module in outlines}
+    stems = {module: stem(module.removesuffix(BIAS)) for module in outlines}
     return Spelling(
         {
-            m: (f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha")
+            m: (f"{name}.{_vector_part(m)}",)
+            if is_vector(m)
+            else (f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha")
             for m, name in stems.items()
         }
     )
+
+
+def _vector_part(target: str) -> str:
+    """The ending that LyCORIS and ComfyUI read."""
+    if is_norm(target):
+        return "b_norm" if target.endswith(BIAS) else "w_norm"
+    return "diff_b"
 
 
 def _has_second(outlines: Mapping[str, LowRankDelta]) -> bool:

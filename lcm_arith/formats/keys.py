@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
 
-from lcm_arith.modules import FAMILIES, PUBLISHED, sgm_names, spellings, table
+from lcm_arith.modules import BIAS, FAMILIES, PUBLISHED, sgm_names, spellings, table
 
 # Suffix → (part, dialect), tried in this order; {0} is the stem.
 _SUFFIXES: Final = tuple(
@@ -34,9 +34,9 @@ _SUFFIXES: Final = tuple(
         (r"\.(?P<part>hada_(?:w[12]_[ab]|t[12]))", ""),
         (r"\.(?P<part>lokr_(?:w[12](?:_[ab])?|t2))", ""),
         (r"\.diff", "diff"),
-        (r"\.diff_b", "diff_b"),
+        (r"\.diff_b", "bias"),
         (r"\.w_norm", "diff"),
-        (r"\.b_norm", "diff_b"),
+        (r"\.b_norm", "bias"),
     )
 )
 # Kinds that cannot be summed as updates of weights, known by their parts.
@@ -93,11 +93,13 @@ def sort_keys(keys: Iterable[str]) -> Sorted:
 
 
 def split(key: str) -> tuple[str, str] | None:
-    """(canonical module, part) of one key; None where it maps to nothing."""
+    """(canonical module or bias, part) of one key; None where it maps to nothing."""
     for pattern, part in _SUFFIXES:
         match = pattern.fullmatch(key)
         if match:
             module = canonical(match["stem"])
+            if module is not None and part == "bias":
+                return module + BIAS, "diff"
             return None if module is None else (module, part or match["part"])
     return None
 

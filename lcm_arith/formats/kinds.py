@@ -7,7 +7,7 @@ LoRA        up · down                                              r
 CP (LoCon)  up · (mid · down), a convolution through three         r
 LoHa        (w1_a w1_b) ∘ (w2_a w2_b)                              r²
 LoKr        w1 ⊗ w2, each full or a product                        rank(w1) · rank(w2)
-full        diff                                                   min(out, in)
+full        diff, of a weight, norm or bias                        min(out, in)
 ==========  =====================================================  ==================
 
 LoHa and LoKr follow LyCORIS (arXiv:2108.06098 and its ``functional``).
@@ -43,8 +43,6 @@ def update(parts: Parts, default_alpha: float | None = None) -> tuple[str, LowRa
             "DoRA: its update depends on the base model's weight",
             hint="a DoRA cannot be summed without its base; extract it from the fused model",
         )
-    if given & {"diff_b"}:
-        raise InvalidContentError("trained biases or norms (diff_b) are not low-rank updates")
     for kind, wanted, optional, function in _KINDS:
         if wanted <= given <= wanted | optional:
             return kind, function(parts, _alpha(parts, default_alpha))
@@ -135,8 +133,10 @@ def _kronecker_side(parts: Parts, side: int) -> tuple[Tensor, Tensor, int | None
 def full_difference(parts: Parts, alpha: float | None) -> LowRankDelta:
     """A whole ``[out, in(, kh, kw)]`` update as a product with the identity on its shorter side."""
     weight = parts["diff"]
+    if weight.ndim == 1:  # a bias or norm: [n, 1] @ [1, 1]
+        return LowRankDelta(weight.new_ones(1, 1), weight[:, None])
     if weight.ndim not in (2, 4):
-        raise InvalidContentError(f"diff has shape {list(weight.shape)}: a bias or norm")
+        raise InvalidContentError(f"diff has shape {list(weight.shape)}")
     out, width = weight.shape[0], weight[0].numel()
     if out <= width:
         eye = torch.eye(out, dtype=weight.dtype, device=weight.device)

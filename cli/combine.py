@@ -82,6 +82,7 @@ def command(
     ),
     form: options.Format = options.FormatName.diffusers,
     dtype: options.Dtype = options.DtypeName.float32,
+    base: options.DoraBase = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -96,7 +97,7 @@ def command(
     choices = {"density": density, "space": space, "seed": seed}
     chosen = {name: value for name, value in choices.items() if value is not None}
     how = How(**chosen) if chosen else None  # type: ignore[arg-type]  # each has its own type
-    tau = combine_terms(given, method=method, budget=budget, how=how)
+    tau = combine_terms(given, method=method, budget=budget, how=how, base=base)
     about = {"kind": "combined"}
     told = {"terms": [{"name": t.name, "weight": str(t.weights)} for t in given], "method": method}
     result = write_vector(tau, out, dtype=dtype, force=force, about=about, form=form.value)

@@ -29,6 +29,7 @@ def command(
     ),
     form: options.Format = options.FormatName.kohya,
     dtype: options.Dtype = options.DtypeName.float32,
+    base: options.DoraBase = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -36,7 +37,9 @@ def command(
     from lcm_arith.adapters import check_output, load
 
     check_output(out, force=force)
-    result = write_vector(load(adapter), out, dtype=dtype, force=force, about={}, form=form.value)
+    result = write_vector(
+        load(adapter, base), out, dtype=dtype, force=force, about={}, form=form.value
+    )
     if as_json:
         print_json(result)
     else:

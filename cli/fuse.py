@@ -60,7 +60,7 @@ def command(
     from lcm_arith.errors import UsageError
 
     given = read_terms(terms or [], None, None)
-    tau = combine_terms(given)
+    tau = combine_terms(given, base=base)
     if (plus is None) != (minus is None):
         raise UsageError("--plus and --minus: a difference takes both")
     if plus is not None and minus is not None:

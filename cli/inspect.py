@@ -28,12 +28,13 @@ def command(
     adapter: Annotated[
         str, typer.Argument(help="Shipped name or file.", show_default="lcm")
     ] = "lcm",
+    base: options.DoraBase = None,
     as_json: options.Json = False,
 ) -> None:
     """Show an adapter's format, family, ranks, norms, trigger words and metadata."""
     from lcm_arith.inspection import inspect
 
-    found = inspect(adapter)
+    found = inspect(adapter, base)
     if as_json:
         print_json(found.as_json())
         return

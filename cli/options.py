@@ -70,6 +70,12 @@ Base = Annotated[
         metavar="DIR", help="Diffusers folder of the base model.", show_default="the embedded one"
     ),
 ]
+DoraBase = Annotated[
+    Path | None,
+    typer.Option(
+        "--base", metavar="MODEL", help="What a DoRA was made for: diffusers folder or file."
+    ),
+]
 Rank = Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="the family's")]
 Steps = Annotated[
     int | None, typer.Option(help="Training steps.", show_default="the family's", metavar="STEPS")

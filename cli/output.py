@@ -100,10 +100,12 @@ def write_vector(
 ) -> dict[str, Any]:
     """Saves a vector; what was written, JSON-ready."""
     from lcm_arith.adapters import DTYPES, save
+    from lcm_arith.modules import is_vector
     from lcm_arith.projection import retained_energy
 
     digest = save(tau, out, dtype=DTYPES[dtype], about=about, force=force, form=form)
-    ranks = [tau.rank_of(module) for module in tau]
+    layers = [target for target in tau if not is_vector(target)]
+    ranks = [tau.rank_of(target) for target in layers or tau]
     return {
         "path": str(out),
         "sha256": digest,

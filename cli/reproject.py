@@ -44,6 +44,7 @@ def command(
     ),
     form: options.Format = options.FormatName.diffusers,
     dtype: options.Dtype = options.DtypeName.float32,
+    base: options.DoraBase = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -59,7 +60,7 @@ def command(
     budget = options.budget(dtype, **asked)
     if budget is None:
         raise AssertionError("a budget was chosen above")
-    tau = reproject(load(adapter), budget)
+    tau = reproject(load(adapter, base), budget)
     result = write_vector(tau, out, dtype=dtype, force=force, about={}, form=form.value)
     if as_json:
         print_json({**result, "budget": budget.kind, "value": budget.value})

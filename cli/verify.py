@@ -36,6 +36,7 @@ def command(
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="Largest ‖file − sum‖ / ‖sum‖ that passes.")
     ] = 1e-3,
+    base: options.DoraBase = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare a file with Σ λ·τ, module by module; exit code 8 where it is something else."""
@@ -45,9 +46,9 @@ def command(
     from lcm_arith.errors import VerificationError
     from lcm_arith.weights import parse_term
 
-    tau = load(file)
+    tau = load(file, base)
     given = [parse_term(text) for text in terms or []] or recorded(file, tau)
-    lost, total = distance(tau, combine_terms(given))
+    lost, total = distance(tau, combine_terms(given, base=base))
     error = lost / total if total else float(lost > 0)
     passed = error <= tolerance
     told = {

@@ -11,11 +11,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lcm_arith.dora import as_dora
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
 from lcm_arith.formats import container, dialects, diffusers, peft_folder
+from lcm_arith.formats.keys import sort_keys
+from lcm_arith.formats.layouts import Model
 from lcm_arith.formats.preflight import SafeFile
-from lcm_arith.modules import candidates
+from lcm_arith.modules import EMBEDDED, candidates, table
 from lcm_arith.pool import ahead
 from lcm_arith.vector import Source, TaskVector
 
@@ -59,23 +62,40 @@ def open_adapter(name: str | Path) -> tuple[SafeFile, dict[str, str]]:
     return file, {**file.metadata, **said}
 
 
-def load(name: str | Path) -> TaskVector:
+def load(name: str | Path, base: Path | None = None) -> TaskVector:
     """The task vector of a shipped name, a ``.safetensors`` file in any dialect or a PEFT folder.
 
     All of the file is checked now. Its numbers stay in memory if it is small; else each module is
     read when it is asked for, and the file must not change until then.
 
+    Args:
+        name: Shipped name or path.
+        base: The model that the adapter was made for, a folder or file, whose weights a DoRA needs;
+            without it the embedded one, if the adapter fits that.
+
     Raises:
         NotFoundError: If there is no such vector or file.
-        InvalidContentError: If the file is no adapter, is cut, or holds NaN.
+        InvalidContentError: If the file is no adapter, is cut, holds NaN, or needs its base.
+        IncompatibleError: If it needs the base and does not fit it.
     """
     file, metadata = open_adapter(name)
     small = file.size <= KEPT
     origin = {"name": str(name)} if str(name) in files.vector_names() else {}
     origin["sha256"], tensors = file.checked(keep=small)
-    parsed = dialects.parse(tensors if small else file, metadata, str(file.path))
-    source = Source(parsed.deltas, origin, metadata, parsed.outlines)
+    model = base_of(file, base)
+    parsed = dialects.parse(tensors if small else file, metadata, str(file.path), model)
+    source = Source(parsed.deltas, origin, metadata, parsed.outlines, model)
     return TaskVector(((1.0, source),))
+
+
+def base_of(file: SafeFile, base: Path | None) -> Model | None:
+    """The base model of a DoRA, None of other adapters or where it is not known."""
+    parts = sort_keys(file).parts
+    if not any({"magnitude", "dora_scale"} & own.keys() for own in parts.values()):
+        return None
+    if base is None and not parts.keys() <= table(EMBEDDED).keys():
+        return None
+    return Model.open(base or files.MODEL)
 
 
 def facts(tau: TaskVector) -> dict[str, Any]:
@@ -165,10 +185,11 @@ def save(
             f"{path}: the vector is empty, there is nothing to write",
             hint="every weight is 0 or the terms cancel; choose other weights",
         )
+    told, family, tau = provenance(tau), family_of(tau), as_dora(tau)
     outlines = {module: tau.outline(module) for module in tau}
-    names = dialects.spelling(outlines, form, family_of(tau))
+    names = dialects.spelling(outlines, form, family)
     metadata = dict(names.metadata)
-    metadata[OWN_METADATA] = json.dumps({**provenance(tau), **(about or {})}, sort_keys=True)
+    metadata[OWN_METADATA] = json.dumps({**told, **(about or {})}, sort_keys=True)
     kept = source_metadata(tau)
     if kept:
         metadata[SOURCES_METADATA] = json.dumps(kept, sort_keys=True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lcm_arith.delta import LowRankDelta
-from lcm_arith.errors import IncompatibleError
+from lcm_arith.errors import IncompatibleError, InvalidContentError
+from lcm_arith.modules import GAIN, is_vector
 from lcm_arith.vector import TaskVector
 
 
@@ -67,12 +68,19 @@ class Interference:
 
 
 def interference(one: TaskVector, other: TaskVector) -> list[Interference]:
-    """Every module that both vectors update.
+    """Every layer that both vectors update; biases and norms have no subspaces.
 
     Raises:
+        InvalidContentError: If one is a DoRA.
         IncompatibleError: If there is none, or the updates are of different shapes.
     """
-    shared = sorted(set(one) & set(other))
+    for tau in (one, other):
+        if any(target.endswith(GAIN) for target in tau):
+            raise InvalidContentError(
+                "a DoRA has no subspaces of its own: it stretches the base's rows",
+                hint="fuse it and extract the difference",
+            )
+    shared = sorted(target for target in set(one) & set(other) if not is_vector(target))
     if not shared:
         raise IncompatibleError(
             "the two have no target module in common", hint="they do not meet anywhere"

@@ -34,7 +34,7 @@ from lcm_arith.errors import (
 from lcm_arith.formats import container
 from lcm_arith.formats.kinds import full_difference
 from lcm_arith.formats.layouts import Model, Place
-from lcm_arith.modules import fits, is_vector
+from lcm_arith.modules import GAIN, fits, is_vector
 from lcm_arith.pool import ahead, one_thread
 from lcm_arith.vector import Source, TaskVector
 
@@ -106,7 +106,10 @@ def _updates(tau: TaskVector, model: Model) -> Updates:
     wrong = []
     for module in tau:
         place = model.place(module)
-        if place is None or not fits(tuple(tau.shape_of(module)), model.shape(place)):
+        shape = () if place is None else model.shape(place)
+        if module.endswith(GAIN):
+            shape = shape[:1]
+        if place is None or not fits(tuple(tau.shape_of(module)), shape):
             wrong.append(module)
         else:
             found.setdefault((place.file, place.key), []).append((module, place))
@@ -131,9 +134,12 @@ def _fuse_file(
         if not here:
             return key, tensor
         whole = tensor.float()
-        for module, place in here:
-            part = place.of(whole)
-            part += tau.once(module).dense().reshape(part.shape)
+        for module, place in sorted(here, key=lambda at: not at[0].endswith(GAIN)):
+            part, update = place.of(whole), tau.once(module).dense()
+            if module.endswith(GAIN):
+                part *= 1 + update.reshape(-1, *(1,) * (part.ndim - 1))
+            else:
+                part += update.reshape(part.shape)
         fused = whole.to(tensor.dtype)
         if not fused.isfinite().all():
             raise InvalidContentError(

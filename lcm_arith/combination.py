@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Final
 
 from lcm_arith import methods
@@ -13,8 +14,9 @@ from lcm_arith.analysis import inner
 from lcm_arith.budgets import Budget
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.elementwise import RULES, How
-from lcm_arith.errors import UsageError
+from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.families import check_same_family
+from lcm_arith.modules import GAIN
 from lcm_arith.projection import reproject
 from lcm_arith.vector import Source, TaskVector
 from lcm_arith.weights import Term, weigh
@@ -51,6 +53,7 @@ def combine_terms(
     method: str = "linear",
     budget: Budget | None = None,
     how: How | None = None,
+    base: Path | None = None,
 ) -> TaskVector:
     """Any number of weighted vectors, summed exactly or by another method, within a budget.
 
@@ -59,9 +62,11 @@ def combine_terms(
         method: A row of METHODS.
         budget: Re-projects the result; None keeps what the method gives.
         how: Choices for an element-wise method.
+        base: The model that DoRAs among them were made for.
 
     Raises:
-        NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`.
+        NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`; or if a method other
+            than a sum is to combine DoRAs.
         IncompatibleError: If two vectors were made for different base models.
         UsageError: If the method is unknown or has no such choices, or a weight's part matches
             nothing.
@@ -72,12 +77,17 @@ def combine_terms(
             f"{method}: has no density, space or seed", hint=f"those are of {', '.join(RULES)}"
         )
     given = [term for term in terms if term.name != NONE]
-    vectors = {term.name: load(term.name) for term in given}
+    vectors = {term.name: load(term.name, base) for term in given}
     check_same_family(vectors)
     weighed = [weigh(vectors[term.name], term.weights, term.name) for term in given]
     if row.exact:
         tau = sum(weighed, TaskVector())
     else:
+        if any(target.endswith(GAIN) for tau in weighed for target in tau):
+            raise InvalidContentError(
+                f"{method}: a DoRA stretches the base's rows, only sums of it are known",
+                hint="use linear, or fuse it and extract the difference",
+            )
         rank = int(budget.value) if budget and budget.kind == "rank" else None
         origin = {"method": method, "rank": rank, "of": sum(weighed, TaskVector())}
         if row.function is None:

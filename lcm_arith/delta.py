@@ -70,6 +70,11 @@ class LowRankDelta:
         return (up @ self.down.flatten(1).to(dtype)).reshape(self.shape)  # [out, in(, kh, kw)]
 
 
+def column(values: Tensor) -> LowRankDelta:
+    """A vector ``[n]`` as an update of shape ``[n, 1]`` and rank 1."""
+    return LowRankDelta(values.new_ones(1, 1), values[:, None])
+
+
 def concatenate(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
     """The exact sum of ``deltas``: factors side by side, float32, scale 1.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lcm_arith.errors import IncompatibleError
-from lcm_arith.modules import BIAS, fits
+from lcm_arith.modules import BIAS, GAIN, fits
 from lcm_arith.vector import TaskVector
 
 _PRISTINE: Final[WeakKeyDictionary[Any, dict[str, Tensor]]] = WeakKeyDictionary()
@@ -51,11 +51,15 @@ class LiveWeights:
             for module, weight in targets.items():
                 pristine = self._pristine.setdefault(module, weight.detach().clone())
                 delta = tau[module].dense().to(weight.device)
-                weight.copy_(pristine.float() + delta.reshape(weight.shape))
+                whole = pristine.float()
+                if module + GAIN in tau:
+                    gain = tau[module + GAIN].dense().to(weight.device)
+                    whole = whole + whole * gain.reshape(-1, *(1,) * (weight.ndim - 1))
+                weight.copy_(whole + delta.reshape(weight.shape))
 
 
 def check_compatible(pipeline: Any, tau: TaskVector) -> dict[str, Tensor]:
-    """Target module → the weight that it updates, for every module of ``tau``.
+    """Target → the weight that it updates, for every target of ``tau`` but gains.
 
     Raises:
         IncompatibleError: If a module is absent or its shape differs; all of them are listed.
@@ -64,6 +68,8 @@ def check_compatible(pipeline: Any, tau: TaskVector) -> dict[str, Tensor]:
     problems: list[str] = []
     taken: dict[int, str] = {}
     for module in tau:
+        if module.endswith(GAIN):
+            continue  # beside its module's weight
         weight = _weight(pipeline, module)
         shape = tau.shape_of(module)
         if weight is None:

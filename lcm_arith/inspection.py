@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lcm_arith.adapters import open_adapter
+from lcm_arith.adapters import base_of, open_adapter
 from lcm_arith.analysis import inner, share_by_block
 from lcm_arith.formats import dialects
 from lcm_arith.formats.keys import dialect
-from lcm_arith.modules import candidates
+from lcm_arith.modules import GAIN, candidates, is_vector
 
 _TRIGGERS: Final = ("instance_prompt", "modelspec.trigger_phrase", "ss_trigger_words")
 
@@ -44,30 +44,38 @@ class Inspection:
         }
 
 
-def inspect(name: str | Path) -> Inspection:
+def inspect(name: str | Path, base: Path | None = None) -> Inspection:
     """Dialect, kind, family, ranks, norms and metadata of a shipped vector or a file.
+
+    Ranks, alphas and norms are those of the factors: a DoRA's gains are not in them.
+
+    Args:
+        name: Shipped name or path.
+        base: The model that a DoRA was made for.
 
     Raises:
         NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`.
     """
     file, metadata = open_adapter(name)
     digest, tensors = file.checked(keep=True)
-    parsed = dialects.parse(tensors, metadata, str(file.path))
-    found = candidates({module: tuple(d.shape) for module, d in parsed.deltas.items()})
-    alphas = Counter(f"{d.scale * d.rank:g}" for d in parsed.deltas.values())
+    parsed = dialects.parse(tensors, metadata, str(file.path), base_of(file, base))
+    found = candidates({target: tuple(d.shape) for target, d in parsed.outlines.items()})
+    deltas = {t: parsed.deltas[t] for t in parsed.deltas if not t.endswith(GAIN)}
+    layers = [delta for target, delta in deltas.items() if not is_vector(target)]
+    alphas = Counter(f"{d.scale * d.rank:g}" for d in layers)
     return Inspection(
         path=str(file.path),
         sha256=digest,
         dialect=dialect(tensors),
         kinds=dict(parsed.kinds),
         families=tuple((c.family, c.coverage) for c in found),
-        ranks=dict(sorted(Counter(d.rank for d in parsed.deltas.values()).items())),
+        ranks=dict(sorted(Counter(d.rank for d in layers).items())),
         alphas=dict(alphas.most_common()),
         without_alpha=parsed.without_alpha,
         dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())),
         parameters=sum(t.numel() for t in tensors.values()),
-        norm=math.sqrt(sum(inner(d, d) for d in parsed.deltas.values())),
-        blocks=share_by_block(parsed.deltas),
+        norm=math.sqrt(sum(inner(d, d) for d in deltas.values())),
+        blocks=share_by_block(deltas),
         triggers={key: metadata[key] for key in _TRIGGERS if key in metadata},
         metadata=dict(sorted(metadata.items())),
     )

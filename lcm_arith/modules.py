@@ -22,7 +22,10 @@ from lcm_arith.embedded import files
 
 Shape = tuple[int, ...]
 
-BIAS: Final = ".bias"  # a target MODULE.bias is that module's bias, any other one a weight
+# Targets are weights, named like their modules, and with one of these endings:
+BIAS: Final = ".bias"  # its bias
+GAIN: Final = ".gain"  # what a DoRA stretches each row of its weight by, see lcm_arith.dora
+MAGNITUDE: Final = ".magnitude"  # the length of each row, in a DoRA's file
 
 PUBLISHED: Final = ("sd15", "sd2", "ssd1b", "sdxl")
 EMBEDDED: Final = "emoji"
@@ -195,11 +198,15 @@ def candidates(shapes: Mapping[str, Shape]) -> tuple[Candidate, ...]:
 
 
 def target_shape(weights: Mapping[str, Shape], target: str) -> Shape | None:
-    """Shape of a weight, or of a bias (``MODULE.bias``), by a table of weights."""
-    if target.endswith(BIAS):
-        weight = weights.get(target.removesuffix(BIAS))
-        return weight and weight[:1]
-    return weights.get(target)
+    """Shape of a target by a table of weights; of a bias or gain, one number a row."""
+    weight = weights.get(owner(target))
+    return weight and weight[:1] if owner(target) != target else weight
+
+
+def owner(target: str) -> str:
+    """The module that a target belongs to."""
+    stem, _, ending = target.rpartition(".")
+    return stem if f".{ending}" in (BIAS, GAIN, MAGNITUDE) else target
 
 
 def fits(update: Shape, weight: Shape | None) -> bool:
@@ -217,13 +224,13 @@ def _plain(shape: Shape) -> Shape:
 
 
 def is_vector(target: str) -> bool:
-    """Whether a target is a bias or belongs to a normalisation, not a matrix of a layer."""
-    return target.endswith(BIAS) or is_norm(target)
+    """Whether a target is a list of numbers, not a matrix of a layer."""
+    return owner(target) != target or is_norm(target)
 
 
 def is_norm(target: str) -> bool:
     """Whether a target is the weight or bias of a normalisation."""
-    return "norm" in target.removesuffix(BIAS).rpartition(".")[2]
+    return "norm" in owner(target).rpartition(".")[2]
 
 
 def coverage(shapes: Mapping[str, Shape], family: str) -> float:

@@ -226,7 +226,9 @@ def reproject(tau: TaskVector, rank: int | Budget) -> TaskVector:
     budget = Budget("rank", rank) if isinstance(rank, int) else rank
     origin = {budget.kind: rank if isinstance(rank, int) else budget.value, "of": tau}
     lazy = LazyProjection(tau, budget)
-    return TaskVector(((1.0, Source(lazy, origin, outlines=ProjectedOutlines(lazy))),))
+    return TaskVector(
+        ((1.0, Source(lazy, origin, outlines=ProjectedOutlines(lazy), base=tau.base)),)
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -28,6 +29,23 @@ class Once(Protocol):
         ...
 
 
+class Base(Protocol):
+    """A whole model, of which DoRA needs the weights."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        ...
+
+    def weight(self, module: str) -> torch.Tensor:
+        """A module's weight."""
+        ...
+
+    def shape_of(self, module: str) -> tuple[int, ...] | None:
+        """Shape of a module's weight; None where there is no such module."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """Deltas that were read or computed once, and where they come from.
@@ -40,12 +58,14 @@ class Source:
         metadata: What the file said of itself.
         outlines: The deltas without their numbers, where those are read or computed when they are
             asked for.
+        base: The model whose weights the deltas depend on; DoRA's do.
     """
 
     deltas: Mapping[str, LowRankDelta]
     origin: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     outlines: Mapping[str, LowRankDelta] | None = None
+    base: Base | None = None
 
     def outline(self, module: str) -> LowRankDelta:
         """Shapes and rank of a module's delta, on the meta device."""
@@ -92,6 +112,21 @@ class TaskVector(Mapping[str, LowRankDelta]):
     def modules(self) -> tuple[str, ...]:
         """Target modules of all terms, sorted."""
         return tuple(sorted({module for _, source in self.terms for module in source.deltas}))
+
+    @property
+    def base(self) -> Base | None:
+        """The model whose weights the vector depends on; None where it depends on none.
+
+        Raises:
+            IncompatibleError: If two terms depend on two models.
+        """
+        found = {source.base.path: source.base for _, source in self.terms if source.base}
+        if len(found) > 1:
+            raise IncompatibleError(
+                f"the terms depend on two base models: {' and '.join(map(str, sorted(found)))}",
+                hint="a sum of DoRAs needs one base",
+            )
+        return next(iter(found.values()), None)
 
     def __contains__(self, module: object) -> bool:
         return any(module in source.deltas for _, source in self.terms)

@@ -15,7 +15,7 @@ from typing import Final
 
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import UsageError
-from lcm_arith.modules import PUBLISHED, candidates, sgm_path
+from lcm_arith.modules import PUBLISHED, candidates, owner, sgm_path
 from lcm_arith.vector import Outlines, Source, TaskVector
 
 _NUMBER: Final = re.compile(r"[-+]?(?=\.?[0-9])[0-9]{0,6}(?:\.[0-9]{0,6})?")
@@ -207,16 +207,18 @@ def weigh(tau: TaskVector, weights: Weights, name: str) -> TaskVector:
                 f"{name}: lbw= lists blocks of Stable Diffusion, which its model does not have",
                 hint="name the parts, such as up.1=0.5",
             )
-    own = {module: float(weights.of(module)) for module in tau}
+    own = {target: float(weights.of(owner(target))) for target in tau}
     kept = {module: weight for module, weight in own.items() if weight}
     origin = {"weights": str(weights), "of": tau}
     outlines = Weighted(Outlines(tau), kept)
-    return TaskVector(((1.0, Source(Weighted(tau, kept), origin, outlines=outlines)),))
+    return TaskVector(
+        ((1.0, Source(Weighted(tau, kept), origin, outlines=outlines, base=tau.base)),)
+    )
 
 
 def _check_used(weights: Weights, modules: Iterable[str], name: str) -> None:
     names = list(modules)
-    idle = [s for s, _ in weights.parts if all(match_length(s, m) < 0 for m in names)]
+    idle = [s for s, _ in weights.parts if all(match_length(s, owner(m)) < 0 for m in names)]
     if idle:
         raise UsageError(
             f"{name}: {', '.join(idle)} matches none of its {len(names)} modules",

@@ -10,14 +10,28 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lcm_arith.delta import LowRankDelta, concatenate
-from lcm_arith.errors import InvalidContentError, UsageError
+from lcm_arith.delta import LowRankDelta, column, concatenate
+from lcm_arith.dora import decomposed
+from lcm_arith.errors import IncompatibleError, InvalidContentError, UsageError
 from lcm_arith.formats import diffusers
 from lcm_arith.formats.keys import Sorted, sort_keys
 from lcm_arith.formats.kinds import update
 from lcm_arith.formats.preflight import SafeFile, shown
-from lcm_arith.modules import BIAS, PUBLISHED, is_norm, is_vector, kohya_name, sgm_names
+from lcm_arith.modules import (
+    BIAS,
+    GAIN,
+    MAGNITUDE,
+    PUBLISHED,
+    fits,
+    is_norm,
+    is_vector,
+    kohya_name,
+    owner,
+    sgm_names,
+)
+from lcm_arith.vector import Base
 
+_NEEDS_BASE: Final = "a DoRA, without its base"
 _SHOWN: Final = 5  # lines of a list in an error
 
 
@@ -40,15 +54,22 @@ class Parsed:
 
 @dataclass(frozen=True, eq=False)
 class Stored(Mapping[str, LowRankDelta]):
-    """Canonical module → update, made of the file's tensors whenever it is asked for."""
+    """Target → update, made of the file's tensors whenever it is asked for."""
 
     tensors: Mapping[str, Tensor]
     keys_of: Mapping[str, Mapping[str, str]]
     alphas: Mapping[str, float | None]
+    base: Base | None = None
 
-    def __getitem__(self, module: str) -> LowRankDelta:
+    def __getitem__(self, target: str) -> LowRankDelta:
+        module = target.removesuffix(GAIN)
         parts = {part: self.tensors[key] for part, key in self.keys_of[module].items()}
-        return update(parts, self.alphas[module])[1]
+        magnitude = _magnitude(parts)
+        delta = update(parts, self.alphas[target])[1]
+        if magnitude is None or self.base is None:
+            return delta
+        turned, gain = decomposed(delta, magnitude, self.base.weight(module))
+        return turned if target == module else gain
 
     def __contains__(self, module: object) -> bool:
         return module in self.alphas  # Mapping's own would read it
@@ -60,15 +81,22 @@ class Stored(Mapping[str, LowRankDelta]):
         return len(self.alphas)
 
 
-def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str) -> Parsed:
+def parse(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    where: str,
+    base: Base | None = None,
+) -> Parsed:
     """Updates of canonical modules from a file's tensors and header, in whatever dialect.
 
     Args:
         tensors: Key → tensor; of a SafeFile, only alphas are read here.
         metadata: The header's ``__metadata__``.
         where: Named in errors, usually the path.
+        base: The model that the adapter was made for; DoRA needs its weights.
 
     Raises:
+        IncompatibleError: If it needs a weight that the base lacks or holds in another shape.
         InvalidContentError: If a key maps to nothing, is there twice, or belongs to a kind of
             adapter that is no sum of factors; or if a module's parts make up no update.
     """
@@ -93,21 +121,64 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str
                 silent += alpha is None
             if is_vector(module) and not _flat(parts):
                 raise InvalidContentError("a bias or norm is one list of numbers (diff)")
+            magnitude = _magnitude(parts)
             kind, outlines[module] = update(parts, alpha)
             alphas[module] = alpha
+            if magnitude is not None:
+                kind = f"DoRA ({kind})"
+                _check_base(base, module, outlines[module], magnitude)
+                outlines[module] = LowRankDelta(
+                    outlines[module].down, outlines[module].up.float(), outlines[module].scale
+                )
+                outlines[module + GAIN], alphas[module + GAIN] = column(magnitude.float()), alpha
             kinds[kind] += 1
         except InvalidContentError as error:
-            broken.append(f"{module}: {error.message}")
+            broken.append(f"{shown(module)}: {error.message}")
     if broken:
         raise InvalidContentError(
             f"{where}: {len(broken)} of {len(found.parts)} target modules cannot be read:"
             f"{_listed(broken)}",
-            hint="the file is damaged, mixes two adapters, or is of a kind that is not summed",
+            hint="its update depends on the weights of its base: give that with --base MODEL"
+            if any(_NEEDS_BASE in line for line in broken)
+            else "the file is damaged, mixes two adapters, or is of a kind that is not summed",
         )
-    deltas: Mapping[str, LowRankDelta] = Stored(tensors, found.parts, alphas)
+    deltas: Mapping[str, LowRankDelta] = Stored(tensors, found.parts, alphas, base)
     if not isinstance(tensors, SafeFile):
         deltas = dict(deltas)
     return Parsed(deltas, outlines, dict(kinds), silent)
+
+
+def _magnitude(parts: dict[str, Tensor]) -> Tensor | None:
+    """Takes m of a DoRA out of the parts of a module, ``[out]``; None where it is none.
+
+    PEFT keeps ``[out]``, of a convolution ``[1, out, 1, 1]``; others ``[out, 1(, 1, 1)]``.
+    """
+    peft, other = parts.pop("magnitude", None), parts.pop("dora_scale", None)
+    if other is not None and other.ndim > 1 and len(other) == 1 < other.numel():
+        raise InvalidContentError(
+            "DoRA by columns (dora_scale with one row) is another decomposition, not understood"
+        )
+    if peft is not None and other is not None:
+        raise InvalidContentError("holds two magnitudes")
+    magnitude = other if peft is None else peft
+    return None if magnitude is None else magnitude.flatten()
+
+
+def _check_base(base: Base | None, module: str, outline: LowRankDelta, magnitude: Tensor) -> None:
+    """Raises where a DoRA cannot be told from its base."""
+    if base is None:
+        raise InvalidContentError(_NEEDS_BASE)
+    if len(magnitude) != outline.shape[0]:
+        raise InvalidContentError(
+            f"DoRA: {len(magnitude)} magnitudes for {outline.shape[0]} rows of the weight"
+        )
+    weight = base.shape_of(module)
+    if weight is None or not fits(tuple(outline.shape), weight):
+        raise IncompatibleError(
+            f"{module}: {list(outline.shape)} in the adapter, "
+            f"{'missing' if weight is None else list(weight)} in {base.path}",
+            hint="that is not the base which the adapter was made for",
+        )
 
 
 def _flat(parts: Mapping[str, Tensor]) -> bool:
@@ -142,7 +213,7 @@ def _check_keys(found: Sorted, count: int, where: str) -> None:
 
 def _listed(lines: list[str] | tuple[str, ...]) -> str:
     more = f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return "".join(f"\n  {shown(line)}" for line in sorted(lines)[:_SHOWN]) + more
+    return "".join(f"\n  {shown(line, 240)}" for line in sorted(lines)[:_SHOWN]) + more
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,18 +222,20 @@ class Spelling:
 
     Args:
         keys: Canonical module → names of its down and up factor and, where there is one, of alpha;
-            of a bias or norm, one name.
+            of a list of numbers, one name.
+        shapes: Shape of such a list, where it is not flat.
         metadata: The header.
     """
 
     keys: Mapping[str, tuple[str, str, str | None] | tuple[str]]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def tensors(self, module: str, delta: LowRankDelta) -> dict[str, Tensor]:
         """What the file holds of one module; the scale goes into up, so that alpha = rank."""
         names = self.keys[module]
         if len(names) == 1:
-            return {names[0]: delta.dense().flatten()}
+            return {names[0]: delta.dense().reshape(self.shapes.get(module, (-1,)))}
         delta = concatenate([delta])
         down, up, alpha = names
         named = {down: delta.down, up: delta.up}
@@ -194,15 +267,39 @@ def spell(
 
 def _diffusers(outlines: Mapping[str, LowRankDelta], _: str | None) -> Spelling:
     """``unet.<path>.lora_A.weight``; ranks and alphas in the header."""
-    vectors = [module for module in outlines if is_vector(module)]
+    return _dotted(outlines, lambda module: module)
+
+
+def _dotted(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -> Spelling:
+    vectors = [m for m in outlines if is_vector(m) and not m.endswith(MAGNITUDE)]
     if vectors:
         raise InvalidContentError(
             f"{len(vectors)} biases or norms are changed, {vectors[0]} for one, which readers of "
             "diffusers' and PEFT's files reject",
             hint="write --format comfy or kohya, which hold them",
         )
-    keys = {m: (f"{m}.lora_A.weight", f"{m}.lora_B.weight", None) for m in outlines}
-    return Spelling(keys, diffusers.adapter_metadata({m: outlines[m].rank for m in outlines}))
+    keys: dict[str, tuple[str, str, str | None] | tuple[str]] = {}
+    shapes = {}
+    for target in outlines:
+        name = stem(owner(target))
+        if owner(target) == target:
+            keys[target] = (f"{name}.lora_A.weight", f"{name}.lora_B.weight", None)
+        else:
+            keys[target] = (f"{name}.lora_magnitude_vector",)
+            shapes[target] = _magnitude_shape(outlines, target, first=1)
+    ranks = {m: outline.rank for m, outline in outlines.items() if owner(m) == m}
+    return Spelling(keys, diffusers.adapter_metadata(ranks, dora=bool(shapes)), shapes)
+
+
+def _magnitude_shape(
+    outlines: Mapping[str, LowRankDelta], target: str, *, first: int
+) -> tuple[int, ...]:
+    """PEFT keeps m as ``[out]`` or ``[1, out, 1, 1]``; others (first = 0) as ``[out, 1, …]``."""
+    ones = (1,) * (len(outlines[owner(target)].shape) - 1)
+    rows = outlines[target].shape[0]
+    if first:
+        return (1, rows, *ones[1:]) if len(ones) > 1 else (rows,)
+    return (rows, *ones)
 
 
 def _peft(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
@@ -214,9 +311,7 @@ def _peft(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
             f"({len(others)} modules outside the UNet)",
             hint="write diffusers or kohya",
         )
-    stems = {m: f"base_model.model.{m.removeprefix('unet.')}" for m in outlines}
-    keys = {m: (f"{s}.lora_A.weight", f"{s}.lora_B.weight", None) for m, s in stems.items()}
-    return Spelling(keys, _diffusers(outlines, family).metadata)
+    return _dotted(outlines, lambda module: f"base_model.model.{module.removeprefix('unet.')}")
 
 
 def _kohya(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
@@ -257,19 +352,24 @@ def _underscored(
 
 
 def _up_down(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -> Spelling:
-    stems = {module: stem(module.removesuffix(BIAS)) for module in outlines}
+    stems = {module: stem(owner(module)) for module in outlines}
     return Spelling(
         {
             m: (f"{name}.{_vector_part(m)}",)
             if is_vector(m)
             else (f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha")
             for m, name in stems.items()
-        }
+        },
+        shapes={
+            m: _magnitude_shape(outlines, m, first=0) for m in outlines if m.endswith(MAGNITUDE)
+        },
     )
 
 
 def _vector_part(target: str) -> str:
     """The ending that LyCORIS and ComfyUI read."""
+    if target.endswith(MAGNITUDE):
+        return "dora_scale"
     if is_norm(target):
         return "b_norm" if target.endswith(BIAS) else "w_norm"
     return "diff_b"

@@ -71,7 +71,7 @@ class Alphas:
         return path == name or (not anchored and path.endswith(f".{name}"))
 
 
-def adapter_metadata(ranks: Mapping[str, int]) -> dict[str, str]:
+def adapter_metadata(ranks: Mapping[str, int], *, dora: bool = False) -> dict[str, str]:
     """The header that says rank and alpha = rank of every module, for each component."""
     by_component: dict[str, dict[str, int]] = {}
     for module, rank in ranks.items():
@@ -88,4 +88,6 @@ def adapter_metadata(ranks: Mapping[str, int]) -> dict[str, str]:
             f"{component}.alpha_pattern": others,
             f"{component}.target_modules": sorted(of),
         }
+        if dora:
+            config[f"{component}.use_dora"] = True
     return {ADAPTER_METADATA: json.dumps(config, sort_keys=True)}

@@ -30,7 +30,7 @@ _SUFFIXES: Final = tuple(
         (r":down", "down"),
         (r":up", "up"),
         (r"(?:\.|_lora\.)alpha", "alpha"),
-        (r"\.dora_scale", "magnitude"),
+        (r"\.dora_scale", "dora_scale"),
         (r"\.(?P<part>hada_(?:w[12]_[ab]|t[12]))", ""),
         (r"\.(?P<part>lokr_(?:w[12](?:_[ab])?|t2))", ""),
         (r"\.diff", "diff"),

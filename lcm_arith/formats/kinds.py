@@ -21,7 +21,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lcm_arith.delta import LowRankDelta
+from lcm_arith.delta import LowRankDelta, column
 from lcm_arith.errors import InvalidContentError
 
 Parts = Mapping[str, Tensor]
@@ -38,11 +38,6 @@ def update(parts: Parts, default_alpha: float | None = None) -> tuple[str, LowRa
         InvalidContentError: If the parts make up no kind, or do not multiply.
     """
     given = frozenset(parts) - {"alpha"}
-    if "magnitude" in given:
-        raise InvalidContentError(
-            "DoRA: its update depends on the base model's weight",
-            hint="a DoRA cannot be summed without its base; extract it from the fused model",
-        )
     for kind, wanted, optional, function in _KINDS:
         if wanted <= given <= wanted | optional:
             return kind, function(parts, _alpha(parts, default_alpha))
@@ -134,7 +129,7 @@ def full_difference(parts: Parts, alpha: float | None) -> LowRankDelta:
     """A whole ``[out, in(, kh, kw)]`` update as a product with the identity on its shorter side."""
     weight = parts["diff"]
     if weight.ndim == 1:  # a bias or norm: [n, 1] @ [1, 1]
-        return LowRankDelta(weight.new_ones(1, 1), weight[:, None])
+        return column(weight)
     if weight.ndim not in (2, 4):
         raise InvalidContentError(f"diff has shape {list(weight.shape)}")
     out, width = weight.shape[0], weight[0].numel()

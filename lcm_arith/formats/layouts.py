@@ -15,9 +15,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lcm_arith.errors import InvalidContentError, NotFoundError
+from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundError
 from lcm_arith.formats.preflight import SafeFile
-from lcm_arith.modules import BIAS, EMBEDDED, PUBLISHED, fits, sgm_names, table
+from lcm_arith.modules import BIAS, EMBEDDED, GAIN, PUBLISHED, fits, sgm_names, table
 
 COMPONENTS: Final = ("unet", "text_encoder", "text_encoder_2")
 _FILES: Final = ("diffusion_pytorch_model.safetensors", "model.safetensors")
@@ -76,12 +76,34 @@ class Model:
         return _of_file(path)
 
     def place(self, target: str) -> Place | None:
-        """Where a target lies; text encoders are named with and without ``text_model.``."""
+        """Where a target lies; text encoders are named with and without ``text_model.``.
+
+        A gain lies where its weight does.
+        """
+        target = target.removesuffix(GAIN)
         component, _, path = target.partition(".")
         other = f"{component}.{path.removeprefix(_TEXT_MODEL)}"
         if other == target and component != "unet":
             other = f"{component}.{_TEXT_MODEL}{path}"
         return self.places.get(target) or self.places.get(other)
+
+    def weight(self, module: str) -> Tensor:
+        """A module's weight.
+
+        Raises:
+            IncompatibleError: If the model has no such module.
+        """
+        place = self.place(module)
+        if place is None:
+            raise IncompatibleError(
+                f"{self.path}: has no module {module}", hint="it is not the base of the adapter"
+            )
+        return self.read(place)
+
+    def shape_of(self, module: str) -> tuple[int, ...] | None:
+        """Shape of a module's weight; None where there is no such module."""
+        place = self.place(module)
+        return None if place is None else self.shape(place)
 
     def shape(self, place: Place) -> tuple[int, ...]:
         """Shape of the values at a place."""

@@ -268,10 +268,10 @@ def _header(
     return entries, metadata
 
 
-def shown(name: str) -> str:
+def shown(name: str, length: int = 80) -> str:
     """A name as it can stand in a message: short and printable."""
-    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:80])
-    return plain + ("…" if len(name) > 80 else "") or "(no name)"
+    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:length])
+    return plain + ("…" if len(name) > length else "") or "(no name)"
 
 
 class _TwiceError(ValueError):

@@ -17,7 +17,7 @@ from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
 from lcm_arith.formats import container, dialects, diffusers, peft_folder
 from lcm_arith.formats.keys import sort_keys
 from lcm_arith.formats.layouts import Model
-from lcm_arith.formats.preflight import SafeFile
+from lcm_arith.formats.preflight import SafeFile, finite
 from lcm_arith.modules import EMBEDDED, candidates, table
 from lcm_arith.pool import ahead
 from lcm_arith.vector import Source, TaskVector
@@ -208,7 +208,7 @@ def save(
 
 def _rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> dict[str, Tensor]:
     rounded = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    overflow = [name for name, tensor in rounded.items() if not tensor.abs().max().isfinite()]
+    overflow = [name for name, tensor in rounded.items() if not finite(tensor)]
     if overflow:
         raise InvalidContentError(
             f"{path}: {overflow[0]} does not fit {dtype}",

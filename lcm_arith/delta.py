@@ -91,6 +91,14 @@ def concatenate(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
             f"updates of different shapes cannot be added: {sorted(map(list, shapes))}",
             hint="the adapters were made for different base models",
         )
+    if deltas[0].up.is_meta:  # joining would import half of sympy
+        rank, (out, *rest) = sum(delta.rank for delta in deltas), deltas[0].shape
+        ones = deltas[0].up.shape[2:]
+        return LowRankDelta(_empty(rank, *rest), _empty(out, rank, *ones))
     up = torch.cat([delta.up.float() * delta.scale for delta in deltas], dim=1)  # [out, Σr(, 1, 1)]
     down = torch.cat([delta.down.float() for delta in deltas], dim=0)  # [Σr, in(, kh, kw)]
     return LowRankDelta(down, up)
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="meta")

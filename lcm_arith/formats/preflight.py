@@ -145,9 +145,7 @@ class SafeFile(Mapping[str, Tensor]):
             for name in sorted(self.entries, key=lambda name: self.entries[name].start):
                 tensor = self._read(descriptor, name, None if keep else buffer)
                 digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-                if (
-                    not tensor.abs().max().isfinite()
-                ):  # NaN is kept by max; 4 × faster than isfinite
+                if not finite(tensor):
                     bad.append(name)
                 if keep:
                     kept[name] = tensor
@@ -266,6 +264,12 @@ def _header(
             raise refuse(f"{shown(name)}: {error}") from None
     _check_cover(entries, _LENGTH + length, size, refuse)
     return entries, metadata
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN, which its extremes keep, nor infinity."""
+    low, high = torch.aminmax(tensor)
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def shown(name: str, length: int = 80) -> str:

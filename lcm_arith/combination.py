@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from lcm_arith import methods
 from lcm_arith.adapters import load
-from lcm_arith.analysis import inner
 from lcm_arith.budgets import Budget
-from lcm_arith.delta import LowRankDelta, concatenate
+from lcm_arith.delta import LowRankDelta
 from lcm_arith.elementwise import RULES, How
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.families import check_same_family
@@ -94,7 +95,7 @@ def combine_terms(
             how = how or How()
             origin |= asdict(how)
         lazy = Combined(tuple(weighed), row, rank, how)
-        tau = TaskVector(((1.0, Source(lazy, origin)),))
+        tau = TaskVector(((1.0, Source(lazy, origin, outlines=CombinedOutlines(lazy))),))
         if rank is not None:
             return tau  # the method has met it in its own way
     return tau if budget is None else reproject(tau, budget)
@@ -113,23 +114,30 @@ class Combined(Mapping[str, LowRankDelta]):
 
     def __getitem__(self, module: str) -> LowRankDelta:
         if module not in self._done:
-            made = self._done[module] = self._combined(module)
-            summed = concatenate([tau[module] for tau in self.terms if module in tau])
-            gap = concatenate([made, -summed])
-            self._gaps[module] = inner(gap, gap), inner(summed, summed)
+            self._done[module] = self.once(module)
         return self._done[module]
+
+    def once(self, module: str) -> LowRankDelta:
+        """The delta, not kept."""
+        if module in self._done:
+            return self._done[module]
+        there = [tau.once(module) for tau in self.terms if module in tau]
+        made = methods.combined(self.name_for(module), there, self.rank, self.how, module)
+        self._gaps[module] = made.gap, made.whole
+        return made.delta
+
+    def name_for(self, module: str) -> str:
+        """The method; ``linear`` where it needs a last term that the module lacks."""
+        plain = self.method.pivot and module not in self.terms[-1]
+        return "linear" if plain else self.method.name
 
     def distance(self) -> float:
         """‖result − Σ‖ / ‖Σ‖ over all modules: how far the method went from the plain sum."""
-        pairs = [(self[module], self._gaps[module])[1] for module in self]
-        whole = sum(size for _, size in pairs)
-        return math.sqrt(max(0.0, sum(gap for gap, _ in pairs)) / whole) if whole else 0.0
-
-    def _combined(self, module: str) -> LowRankDelta:
-        there = [tau[module] for tau in self.terms if module in tau]
-        if self.method.pivot and module not in self.terms[-1]:
-            return methods.apply("linear", there, self.rank)
-        return methods.apply(self.method.name, there, self.rank, self.how, module)
+        for module in self:
+            if module not in self._gaps:
+                self.once(module)
+        whole = sum(size for _, size in self._gaps.values())
+        return math.sqrt(sum(gap for gap, _ in self._gaps.values()) / whole) if whole else 0.0
 
     def __contains__(self, module: object) -> bool:
         return any(module in tau for tau in self.terms)  # Mapping's own would compute it
@@ -139,6 +147,33 @@ class Combined(Mapping[str, LowRankDelta]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class CombinedOutlines(Mapping[str, LowRankDelta]):
+    """What a method will give, without its numbers."""
+
+    of: Combined
+
+    def __getitem__(self, module: str) -> LowRankDelta:
+        there = [tau.outline(module) for tau in self.of.terms if module in tau]
+        sides = there[0].shape[0], there[0].down[0].numel()
+        ranks = [outline.rank for outline in there]
+        rank = methods.rank_of(self.of.name_for(module), ranks, sides, self.of.rank, self.of.how)
+        down, up = there[0].down, there[0].up
+        return LowRankDelta(
+            down.new_empty((rank, *down.shape[1:]), dtype=torch.float32),
+            up.new_empty((len(up), rank, *up.shape[2:]), dtype=torch.float32),
+        )
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.of)
+
+    def __len__(self) -> int:
+        return len(self.of)
 
 
 def distance_to_sum(tau: TaskVector) -> float | None:

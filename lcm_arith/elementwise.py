@@ -19,6 +19,7 @@ from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import UsageError
 from lcm_arith.pool import one_thread
 from lcm_arith.stack import Stack
+from lcm_arith.tall import Columns
 
 Rule = Callable[[Tensor, float, torch.Generator], Tensor]
 """(terms ``[T, m, n]``, density, random numbers) → their combination ``[m, n]``."""
@@ -122,10 +123,10 @@ def apply(
         if how.space == "core":
             u, s, vh = torch.linalg.svd(rule(cores, how.density, random), full_matrices=False)
             return stack.delta(u[:, :most], s[:most], vh[:most].T)
-        rows = rule(stack.basis_up @ cores, how.density, random)  # [out, q]
-        basis_up, core = torch.linalg.qr(rows)
+        whole = torch.stack([stack.basis_up.apply(core) for core in cores])  # [T, out, q]
+        basis_up, core = torch.linalg.qr(rule(whole, how.density, random))
         u, s, vh = torch.linalg.svd(core, full_matrices=False)
-        wide = Stack(basis_up, stack.basis_down, (core,), stack.ranks, stack.kernel)
+        wide = Stack(Columns(basis_up), stack.basis_down, stack.terms, stack.kernel)
         return wide.delta(u[:, :most], s[:most], vh[:most].T)
 
 
@@ -138,8 +139,8 @@ def _in_full(
     most = min(sum(term.rank for term in terms) if rank is None else rank, *result.shape)
     u, s, v = leading_of(result, most, random)
     kernel = tuple(terms[0].down.shape[2:])
-    eye = Stack(u, v, (torch.diag(s),), (most,), kernel)
-    return eye.delta(torch.eye(most), s, torch.eye(most))
+    eye = torch.eye(most)
+    return Stack(Columns(u), Columns(v), ((eye, eye),), kernel).delta(eye, s, eye)
 
 
 def leading_of(

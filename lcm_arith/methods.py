@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lcm_arith import elementwise
-from lcm_arith.delta import LowRankDelta
+from lcm_arith.analysis import inner
+from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.elementwise import RULES, How
 from lcm_arith.errors import UsageError
 from lcm_arith.pool import one_thread
@@ -60,16 +61,21 @@ def tsv_m(stack: Stack, rank: int | None) -> Triplets:
 
     A term keeps its rank, or R · rᵢ / Σr rounded down, at least 1, where rank R is asked.
     """
-    total = sum(stack.ranks)
-    shares = [r if rank is None else max(1, rank * r // total) for r in stack.ranks]
     parts = [
-        leading(core, min(share, *core.shape))
-        for core, share in zip(stack.cores, shares, strict=True)
+        leading_of_product(up, down, share)
+        for (up, down), share in zip(stack.terms, _shares(stack.ranks, rank), strict=True)
     ]
     u, s, v = (torch.cat(same, -1) for same in zip(*parts, strict=True))
-    # U' diag(σ) V'ᵀ is no singular value decomposition where the stacks are wider than the core.
-    product = polar(u) * s @ polar(v).T
-    return leading(product, min(len(s), *product.shape))
+    (u, whole_u), (v, whole_v) = polar(u), polar(v)
+    if whole_u and whole_v:
+        return u, s, v
+    # No singular value decomposition, as where the stacks are wider than the core.
+    return leading(u * s @ v.T, min(len(s), len(u), len(v)))
+
+
+def _shares(ranks: Sequence[int], rank: int | None) -> list[int]:
+    total = sum(ranks)
+    return [r if rank is None else min(r, max(1, rank * r // total)) for r in ranks]
 
 
 def iso_c(stack: Stack, rank: int | None) -> Triplets:
@@ -84,14 +90,18 @@ def iso_cts(stack: Stack, rank: int | None) -> Triplets:
     k = ⌊0.8 R⌋, s = ⌊(R − k) / T⌋; the rest of a term is Δᵢ − U_k U_kᵀ Δᵢ; the mean runs over all
     kept singular values.
     """
-    wanted = _kept(stack, rank)
-    common = int(COMMON_SHARE * wanted)
-    own = (wanted - common) // len(stack.cores)
+    common, own = _common(_kept(stack, rank), len(stack.cores))
     u, s, v = leading(_sum(stack), common)
     parts = [(u, s, v)]
     parts += [leading(core - u @ (u.T @ core), own) for core in stack.cores]
     u, s, v = (torch.cat(same, -1) for same in zip(*parts, strict=True))
-    return polar(u), s.mean().expand_as(s), polar(v)
+    return polar(u)[0], s.mean().expand_as(s), polar(v)[0]
+
+
+def _common(wanted: int, terms: int) -> tuple[int, int]:
+    """How many directions of Iso-CTS are common, and how many each term adds."""
+    common = int(COMMON_SHARE * wanted)
+    return common, (wanted - common) // terms
 
 
 def cart(stack: Stack, rank: int | None) -> Triplets:
@@ -149,14 +159,29 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
-def apply(
+@dataclass(frozen=True)
+class Made:
+    """The terms of one module combined.
+
+    Args:
+        delta: The result.
+        gap: ‖result − Σ terms‖².
+        whole: ‖Σ terms‖².
+    """
+
+    delta: LowRankDelta
+    gap: float
+    whole: float
+
+
+def combined(
     name: str,
     terms: Sequence[LowRankDelta],
     rank: int | None = None,
     how: How | None = None,
     module: str = "",
-) -> LowRankDelta:
-    """The terms of one module combined; float64 inside, float32 factors outside.
+) -> Made:
+    """The terms of one module combined; float64 on the cores, float32 factors outside.
 
     Args:
         name: Of a method.
@@ -167,10 +192,44 @@ def apply(
     """
     function = method(name).function
     if function is None:
-        return elementwise.apply(name, terms, rank, how or How(), module)
+        delta, summed = (
+            elementwise.apply(name, terms, rank, how or How(), module),
+            concatenate(terms),
+        )
+        gap = concatenate([delta, -summed])
+        return Made(delta, inner(gap, gap), inner(summed, summed))
     with one_thread():
-        stack = Stack.of(terms)
-        return stack.delta(*function(stack, rank))
+        stack = Stack.of(terms, fast=True)
+        u, s, v = function(stack, rank)
+        summed_core = _sum(stack)
+        gaps = (u * s) @ v.T - summed_core
+        return Made(
+            stack.delta(u, s, v), float(gaps.square().sum()), float(summed_core.square().sum())
+        )
+
+
+def rank_of(
+    name: str, ranks: Sequence[int], sides: tuple[int, int], rank: int | None, how: How | None
+) -> int:
+    """The rank that :func:`combined` will give, known before it is computed.
+
+    Args:
+        name: Of a method.
+        ranks: Of the terms.
+        sides: out and in of the module; a convolution's in is in · kh · kw.
+        rank: Asked for.
+        how: Choices for an element-wise rule.
+    """
+    if how is not None and how.space == "full":
+        return min(sum(ranks) if rank is None else rank, *sides)
+    most = min(sum(ranks), *sides)
+    wanted = most if rank is None else min(rank, most)
+    if name == "tsv-m":
+        return min(most, sum(_shares(ranks, rank)))
+    if name == "iso-cts":
+        common, own = _common(wanted, len(ranks))
+        return common + len(ranks) * own
+    return wanted
 
 
 def leading(matrix: Tensor, count: int) -> Triplets:
@@ -179,18 +238,25 @@ def leading(matrix: Tensor, count: int) -> Triplets:
     return u[:, :count], s[:count], vh[:count].T
 
 
-def polar(stacked: Tensor) -> Tensor:
-    """The isometry of the polar decomposition; orthonormal columns where ``stacked`` has its rank.
+def leading_of_product(up: Tensor, down: Tensor, count: int) -> Triplets:
+    """The leading triplets of ``up @ down.T``, ``[p, r]`` and ``[q, r]``, by its r × r core."""
+    (q_up, r_up), (q_down, r_down) = torch.linalg.qr(up), torch.linalg.qr(down)
+    u, s, v = leading(r_up @ r_down.T, count)
+    return q_up @ u, s, q_down @ v
+
+
+def polar(stacked: Tensor) -> tuple[Tensor, bool]:
+    """The isometry of the polar decomposition, and whether all its columns are orthonormal.
 
     Directions that ``stacked`` lacks stay out, so that the result is unique (the same adapter twice
     gives [u, u] / √2).
     """
     u, s, vh = torch.linalg.svd(stacked, full_matrices=False)
     if not s.numel():
-        return stacked
+        return stacked, True
     there = s > s[0] * max(stacked.shape) * torch.finfo(s.dtype).eps
     isometry: Tensor = u[:, there] @ vh[there]
-    return isometry
+    return isometry, bool(there.all()) and s.numel() == stacked.shape[1]
 
 
 def _sum(stack: Stack) -> Tensor:

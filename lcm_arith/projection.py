@@ -14,6 +14,7 @@ from lcm_arith.budgets import Budget
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import UsageError
 from lcm_arith.pool import ahead, one_thread
+from lcm_arith.tall import Tall, Thin, tall
 from lcm_arith.vector import Source, TaskVector
 
 
@@ -91,74 +92,6 @@ def _energy(delta: LowRankDelta) -> float:
     return float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0)) * delta.scale**2
 
 
-@dataclass(frozen=True, eq=False)
-class Thin:
-    """A tall matrix as Q R, Q as the reflectors of LAPACK's geqrf.
-
-    Args:
-        reflectors: ``[n, min(n, r)]``, below the diagonal.
-        tau: Their factors.
-        r: Upper triangle, ``[min(n, r), r]``.
-    """
-
-    reflectors: Tensor
-    tau: Tensor
-    r: Tensor
-
-    @classmethod
-    def of(cls, matrix: Tensor) -> Thin:
-        """Factors ``[n, r]``."""
-        packed, tau = torch.geqrf(matrix)
-        least = min(matrix.shape)
-        return cls(packed[:, :least], tau, packed[:least].triu())
-
-    def apply(self, core: Tensor) -> Tensor:
-        """Q @ ``core`` ``[min(n, r), m]``: ``[n, m]``."""
-        padded = core.new_zeros(len(self.reflectors), core.shape[1])
-        padded[: len(core)] = core
-        applied: Tensor = torch.ormqr(self.reflectors, self.tau, padded)
-        return applied
-
-
-@dataclass(frozen=True, eq=False)
-class Tall:
-    """A tall matrix as Q R with R by Cholesky of its Gram matrix; Q = matrix · R⁻¹ is never built.
-
-    A third of the time of :class:`Thin`, as it is products alone. R is (I + E) times the true one,
-    ‖E‖ of about ε r ‖R̂⁻¹‖² with R̂ the R of columns of length 1. A truncation then loses at most
-    1 + 2‖E‖ times what the best one does: the error is a factor, nothing is added to it.
-
-    Args:
-        matrix: ``[n, r]``.
-        r: Upper triangle, ``[r, r]``.
-    """
-
-    matrix: Tensor
-    r: Tensor
-
-    @classmethod
-    def of(cls, matrix: Tensor) -> Tall | None:
-        """Factors ``[n, r]``; None where the columns depend on each other too much for ε."""
-        rank = matrix.shape[1]
-        if rank > len(matrix):
-            return None
-        gram = matrix.T @ matrix
-        lengths = gram.diagonal().sqrt()
-        r, failed = torch.linalg.cholesky_ex(gram / lengths / lengths[:, None], upper=True)
-        if failed or not r.isfinite().all():
-            return None
-        inverse = torch.linalg.solve_triangular(r, torch.eye(rank, dtype=r.dtype), upper=True)
-        if float(inverse.norm()) ** 2 * rank * torch.finfo(r.dtype).eps > _FACTOR:
-            return None
-        return cls(matrix, r * lengths)
-
-    def apply(self, core: Tensor) -> Tensor:
-        """Q @ ``core`` ``[r, m]``: ``[n, m]``."""
-        applied: Tensor = self.matrix @ torch.linalg.solve_triangular(self.r, core, upper=True)
-        return applied
-
-
-_FACTOR: Final = 1e-2  # bound of ‖E‖; what is seen is a hundredth of it
 _CANCELLED: Final = 1e-2
 
 
@@ -191,15 +124,9 @@ class Factored:
 
     @classmethod
     def _in(cls, delta: LowRankDelta, dtype: torch.dtype) -> Factored:
-        up = _tall(delta.up.flatten(1).to(dtype) * delta.scale)
-        down = _tall(delta.down.flatten(1).to(dtype).T)
+        up = tall(delta.up.flatten(1).to(dtype) * delta.scale)
+        down = tall(delta.down.flatten(1).to(dtype).T)
         return cls(up, down, up.r @ down.r.T)
-
-
-def _tall(matrix: Tensor) -> Thin | Tall:
-    """By products where float32 allows it, else by reflectors."""
-    fast = Tall.of(matrix) if matrix.dtype == torch.float32 else None
-    return fast or Thin.of(matrix)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import IncompatibleError
+from lcm_arith.tall import Basis, Columns, Tall, Thin
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,20 +26,22 @@ class Stack:
     Args:
         basis_up: Q_B, orthonormal columns, ``[out, p]``.
         basis_down: Q_A, orthonormal columns, ``[in, q]``; a convolution's in is in · kh · kw.
-        cores: Mᵢ of each term, ``[p, q]``; p, q ≤ Σ rank.
-        ranks: Rank of each term's factors.
+        terms: Factors of each Mᵢ, ``[p, rᵢ]`` with the term's scale and ``[q, rᵢ]``; p, q ≤ Σ rank.
         kernel: ``(kh, kw)`` of a convolution, else ``()``.
     """
 
-    basis_up: Tensor
-    basis_down: Tensor
-    cores: tuple[Tensor, ...]
-    ranks: tuple[int, ...]
+    basis_up: Basis
+    basis_down: Basis
+    terms: tuple[tuple[Tensor, Tensor], ...]
     kernel: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, terms: Sequence[LowRankDelta], dtype: torch.dtype = torch.float64) -> Stack:
-        """Two thin QR decompositions, in ``dtype``.
+    def of(cls, terms: Sequence[LowRankDelta], *, fast: bool = False) -> Stack:
+        """Two thin QR decompositions; the cores are float64.
+
+        Args:
+            terms: Of one module.
+            fast: Decompose in float32 where its error is a factor near 1 (:class:`Tall`).
 
         Raises:
             IncompatibleError: If the terms are updates of differently shaped weights.
@@ -48,18 +52,27 @@ class Stack:
                 f"updates of different shapes cannot be combined: {sorted(map(list, shapes))}",
                 hint="the adapters were made for different base models",
             )
-        up = torch.cat([term.up.flatten(1).to(dtype) for term in terms], 1)  # [out, Σr]
-        down = torch.cat([term.down.flatten(1).to(dtype) for term in terms], 0)  # [Σr, in]
-        basis_up, r_up = torch.linalg.qr(up)  # [out, p], [p, Σr]
-        basis_down, r_down = torch.linalg.qr(down.T)  # [in, q], [q, Σr]
-        ranks = tuple(term.rank for term in terms)
-        cores = tuple(
-            term.scale * (own_up @ own_down.T)
-            for term, own_up, own_down in zip(
-                terms, r_up.split(ranks, 1), r_down.split(ranks, 1), strict=True
-            )
+        up = torch.cat([term.up.flatten(1).float() for term in terms], 1)  # [out, Σr]
+        down = torch.cat([term.down.flatten(1).float() for term in terms], 0).T  # [in, Σr]
+        basis_up, basis_down = (
+            (Tall.of(matrix) if fast else None) or Thin.of(matrix.double()) for matrix in (up, down)
         )
-        return cls(basis_up, basis_down, cores, ranks, tuple(terms[0].down.shape[2:]))
+        ranks = tuple(term.rank for term in terms)
+        ups, downs = (b.r.double().split(ranks, 1) for b in (basis_up, basis_down))
+        scaled = (term.scale * own for term, own in zip(terms, ups, strict=True))
+        kernel = tuple(terms[0].down.shape[2:])
+        own = tuple(zip(scaled, downs, strict=True))
+        return cls(basis_up, basis_down, own, kernel)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Rank of each term's factors."""
+        return tuple(up.shape[1] for up, _ in self.terms)
+
+    @cached_property
+    def cores(self) -> tuple[Tensor, ...]:
+        """Mᵢ of each term, ``[p, q]``."""
+        return tuple(up @ down.T for up, down in self.terms)
 
     def singular(self) -> Stack:
         """The same terms in the singular bases that they share.
@@ -70,15 +83,16 @@ class Stack:
         """
         left, _, _ = torch.linalg.svd(torch.cat(self.cores, 1), full_matrices=False)
         _, _, right = torch.linalg.svd(torch.cat(self.cores, 0), full_matrices=False)
-        basis_up, u = _signed(self.basis_up @ left, left)
-        basis_down, v = _signed(self.basis_down @ right.T, right.T)
-        cores = tuple(u.T @ core @ v for core in self.cores)
-        return Stack(basis_up, basis_down, cores, self.ranks, self.kernel)
+        basis_up, u = _signed(self.basis_up.apply(left), left)
+        basis_down, v = _signed(self.basis_down.apply(right.T), right.T)
+        terms = tuple((u.T @ up, v.T @ down) for up, down in self.terms)
+        return Stack(Columns(basis_up), Columns(basis_down), terms, self.kernel)
 
     @property
     def full_rank(self) -> int:
         """The largest rank that a sum of the terms can have: min(Σ rank, out, in)."""
-        return min(self.cores[0].shape)
+        up, down = self.terms[0]
+        return min(len(up), len(down))
 
     def delta(self, u: Tensor, s: Tensor, v: Tensor) -> LowRankDelta:
         """Q_B U diag(s) Vᵀ Q_Aᵀ as float32 factors, √s on each side.
@@ -89,8 +103,8 @@ class Stack:
             v: ``[q, r]``.
         """
         root = s.sqrt()
-        up = ((self.basis_up @ u) * root).float()  # [out, r]
-        down = ((self.basis_down @ v) * root).T.float()  # [r, in]
+        up = self.basis_up.apply(u * root).float()  # [out, r]
+        down = self.basis_down.apply(v * root).T.float()  # [r, in]
         channels = down.shape[1] // max(1, _product(self.kernel))
         return LowRankDelta(
             down.reshape(len(down), channels, *self.kernel).contiguous(),

@@ -8,7 +8,8 @@ from support import MODULES, dense, random_delta, random_vector
 
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import IncompatibleError, InvalidContentError, UsageError
-from lcm_arith.projection import Factored, Tall, project, reproject, retained_energy
+from lcm_arith.projection import Factored, project, reproject, retained_energy
+from lcm_arith.tall import Tall
 from lcm_arith.vector import Source, TaskVector
 
 # float32 factors: one rounding of each product, sums of at most 13 terms.

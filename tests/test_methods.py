@@ -10,10 +10,14 @@ from torch import Tensor
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.elementwise import SPACES, How, generator
 from lcm_arith.errors import IncompatibleError, UsageError
-from lcm_arith.methods import METHODS, apply
+from lcm_arith.methods import METHODS, combined, rank_of
 from lcm_arith.stack import Stack
 
 Dense = Callable[[Sequence[Tensor], Sequence[int], int | None], Tensor]
+
+
+def apply(name: str, terms: Sequence[LowRankDelta], *rest: Any) -> LowRankDelta:
+    return combined(name, terms, *rest).delta
 
 
 def svd(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,13 +214,19 @@ def test_on_the_cores_equals_the_dense_formula(
     function = METHODS[name].function
     assert function is not None
     u, s, v = function(stack, rank)
-    got = (stack.basis_up @ u * s) @ (stack.basis_down @ v).T
+    got = stack.basis_up.apply(u * s) @ stack.basis_down.apply(v).T
     # float64: a hundred roundings of 1e-16, and square roots of eigenvalues in the oracle
     assert float((got - want).norm() / want.norm()) < 1e-9
     written = apply(name, terms, rank).dense(torch.float64)
     assert float((written - want).norm() / want.norm()) < 1e-5  # factors rounded to float32
-    if rank is not None:
-        assert apply(name, terms, rank).rank <= rank
+    made = combined(name, terms, rank)
+    sides = (terms[0].shape[0], terms[0].shape[1])
+    assert made.delta.rank == rank_of(name, [t.rank for t in terms], sides, rank, None)
+    assert rank is None or made.delta.rank <= rank
+    total = torch.stack(dense).sum(0)
+    assert made.whole == pytest.approx(float(total.square().sum()), rel=1e-5)
+    gap = float((want - total).square().sum())
+    assert made.gap == pytest.approx(gap, rel=1e-4, abs=1e-9 * made.whole)
 
 
 def test_a_convolution_keeps_its_kernel() -> None:
@@ -270,6 +280,8 @@ def test_an_element_wise_rule_equals_its_words_in_its_basis(
         want = oracle(dense.float(), 0.4, random).double()
     rank = min(dense[0].shape) if space == "full" else None
     got = apply(name, terms, rank, How(0.4, space, 3), "unet.x")
+    sides = (terms[0].shape[0], terms[0].shape[1])
+    assert got.rank == rank_of(name, [t.rank for t in terms], sides, rank, How(0.4, space, 3))
     # float32 factors; in the weights' own coordinates float32 throughout
     assert float((got.dense(torch.float64) - want).norm() / want.norm()) < 1e-5
     assert torch.equal(apply(name, terms, rank, How(0.4, space, 3), "unet.x").up, got.up)

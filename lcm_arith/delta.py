@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -91,14 +92,12 @@ def concatenate(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
             f"updates of different shapes cannot be added: {sorted(map(list, shapes))}",
             hint="the adapters were made for different base models",
         )
-    if deltas[0].up.is_meta:  # joining would import half of sympy
-        rank, (out, *rest) = sum(delta.rank for delta in deltas), deltas[0].shape
-        ones = deltas[0].up.shape[2:]
-        return LowRankDelta(_empty(rank, *rest), _empty(out, rank, *ones))
-    up = torch.cat([delta.up.float() * delta.scale for delta in deltas], dim=1)  # [out, Σr(, 1, 1)]
-    down = torch.cat([delta.down.float() for delta in deltas], dim=0)  # [Σr, in(, kh, kw)]
+    (out, *rest), ones = deltas[0].shape, deltas[0].up.shape[2:]
+    ranks, device = [delta.rank for delta in deltas], deltas[0].up.device
+    up = torch.empty(out, sum(ranks), *ones, device=device)
+    down = torch.empty(sum(ranks), *rest, device=device)
+    if not up.is_meta:  # where copies would import half of sympy
+        for delta, at in zip(deltas, accumulate(ranks, initial=0), strict=False):
+            up.narrow(1, at, delta.rank).copy_(delta.up).mul_(delta.scale)
+            down.narrow(0, at, delta.rank).copy_(delta.down)
     return LowRankDelta(down, up)
-
-
-def _empty(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device="meta")

@@ -105,7 +105,8 @@ def test_inspect_tells_what_a_file_is(tmp_cwd: Path) -> None:
     assert told["families"] == [{"family": "emoji", "coverage": 1.0}]
     assert told["kinds"] == {"LoRA": 115}
     downs = [t for key, t in load_file(files.vector_path("lcm")).items() if "lora_A" in key]
-    assert told["ranks"] == {str(downs[0].shape[0]): 115} and len(downs) == 115
+    assert told["ranks"] == {str(downs[0].shape[0]): 115}
+    assert len(downs) == 115
     assert sum(told["blocks"].values()) == pytest.approx(1)
     tau = load("lcm")
     squares = sum(float(tau[m].dense(torch.float64).square().sum()) for m in tau)

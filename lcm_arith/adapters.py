@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
-from lcm_arith.formats import container, dialects, diffusers, peft_folder
+from lcm_arith.formats import container, dialects, diffusers, peft_folder, pickles
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import candidates
 from lcm_arith.pool import ahead
@@ -59,23 +59,50 @@ def open_adapter(name: str | Path) -> tuple[SafeFile, dict[str, str]]:
     return file, {**file.metadata, **said}
 
 
-def load(name: str | Path) -> TaskVector:
+def load(name: str | Path, *, allow_pickle: bool = False) -> TaskVector:
     """The task vector of a shipped name, a ``.safetensors`` file in any dialect or a PEFT folder.
 
     All of the file is checked now. Its numbers stay in memory if it is small; else each module is
     read when it is asked for, and the file must not change until then.
 
+    Args:
+        name: What to load.
+        allow_pickle: Whether it may be a pickle; a process of its own opens that, under limits.
+
     Raises:
         NotFoundError: If there is no such vector or file.
-        InvalidContentError: If the file is no adapter, is cut, or holds NaN.
+        InvalidContentError: If the file is no adapter, is cut, holds NaN, or is a pickle and may
+            not be.
+        UsageError: If a pickle cannot be opened safely here.
     """
-    file, metadata = open_adapter(name)
-    small = file.size <= KEPT
     origin = {"name": str(name)} if str(name) in files.vector_names() else {}
-    origin["sha256"], tensors = file.checked(keep=small)
-    parsed = dialects.parse(tensors if small else file, metadata, str(file.path))
-    source = Source(parsed.deltas, origin, metadata, parsed.outlines)
-    return TaskVector(((1.0, source),))
+    tensors: Mapping[str, Tensor]
+    pickled = _find_pickle(locate(name)) if allow_pickle else None
+    if pickled is not None:
+        path, metadata = pickled
+        origin["sha256"], tensors = pickles.read(path)
+    else:
+        file, metadata = open_adapter(name)
+        small = file.size <= KEPT
+        origin["sha256"], kept = file.checked(keep=small)
+        path, tensors = file.path, kept if small else file
+    parsed = dialects.parse(tensors, metadata, str(path))
+    return TaskVector(((1.0, Source(parsed.deltas, origin, metadata, parsed.outlines)),))
+
+
+def _find_pickle(path: Path) -> tuple[Path, dict[str, str]] | None:
+    """A pickle, alone or in a PEFT folder, and what that says of it; None where there is none."""
+    said: dict[str, str] = {}
+    if path.is_dir():
+        path, said = peft_folder.resolve(path, allow_pickle=True)
+    if not pickles.is_pickle(path):
+        return None
+    if not said and (path.parent / peft_folder.CONFIG).is_file():
+        raise UsageError(
+            f"{path}: its alphas are in {peft_folder.CONFIG} beside it",
+            hint=f"give the folder: {path.parent}",
+        )
+    return path, said
 
 
 def facts(tau: TaskVector) -> dict[str, Any]:

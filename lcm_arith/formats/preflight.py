@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -238,7 +239,8 @@ def _header(
     if length > MOST_HEADER or length > size - _LENGTH or start[_LENGTH : _LENGTH + 1] != b"{":
         kind = next((kind for magic, kind in _MAGIC if start.lower().startswith(magic.lower())), "")
         if kind:
-            raise refuse(f"it is {kind}", "download the .safetensors file")
+            hint = unpickling(path) if pickled(start) else "download the .safetensors file"
+            raise refuse(f"it is {kind}", hint)
         if start[_LENGTH : _LENGTH + 1] != b"{":
             raise refuse("its header does not begin with {")
         if length > size - _LENGTH:
@@ -275,6 +277,13 @@ def _header(
 def pickled(start: bytes) -> bool:
     """Whether a file that begins so is a pickle; a header's length may look like one's start."""
     return start.startswith((_ZIP, _PICKLE)) and start[_LENGTH : _LENGTH + 1] != b"{"
+
+
+def unpickling(path: Path) -> str:
+    """A hint: the one command that reads a pickle."""
+    out = "converted" if path.suffix == ".safetensors" else path.stem
+    call = ["lcm-arith", "convert", str(path), "-o", f"{out}.safetensors", "--allow-pickle"]
+    return f"download the .safetensors file, or convert this one once: {shlex.join(call)}"
 
 
 def shown(name: str) -> str:

@@ -17,6 +17,8 @@ EXAMPLES = """Examples:
   lcm-arith convert style.safetensors -o style-comfy.safetensors --format comfy
 
   lcm-arith convert old.safetensors -o new.safetensors --format diffusers --dtype float16
+
+  lcm-arith convert old.bin -o new.safetensors --allow-pickle
 """
 
 
@@ -30,6 +32,13 @@ def command(
     form: options.Format = options.FormatName.kohya,
     dtype: options.Dtype = options.DtypeName.float32,
     base: options.DoraBase = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle",
+            help="Read a pickle (.bin, .pt, .pth, .ckpt) in a process of its own, under limits.",
+        ),
+    ] = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -37,9 +46,8 @@ def command(
     from lcm_arith.adapters import check_output, load
 
     check_output(out, force=force)
-    result = write_vector(
-        load(adapter, base), out, dtype=dtype, force=force, about={}, form=form.value
-    )
+    tau = load(adapter, base, allow_pickle=allow_pickle)
+    result = write_vector(tau, out, dtype=dtype, force=force, about={}, form=form.value)
     if as_json:
         print_json(result)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from lcm_arith.dora import as_dora
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
-from lcm_arith.formats import container, dialects, diffusers, peft_folder
+from lcm_arith.formats import container, dialects, diffusers, peft_folder, pickles
 from lcm_arith.formats.keys import sort_keys
 from lcm_arith.formats.layouts import Model
 from lcm_arith.formats.preflight import SafeFile, finite
@@ -62,7 +62,7 @@ def open_adapter(name: str | Path) -> tuple[SafeFile, dict[str, str]]:
     return file, {**file.metadata, **said}
 
 
-def load(name: str | Path, base: Path | None = None) -> TaskVector:
+def load(name: str | Path, base: Path | None = None, *, allow_pickle: bool = False) -> TaskVector:
     """The task vector of a shipped name, a ``.safetensors`` file in any dialect or a PEFT folder.
 
     All of the file is checked now. Its numbers stay in memory if it is small; else each module is
@@ -72,25 +72,49 @@ def load(name: str | Path, base: Path | None = None) -> TaskVector:
         name: Shipped name or path.
         base: The model that the adapter was made for, a folder or file, whose weights a DoRA needs;
             without it the embedded one, if the adapter fits that.
+        allow_pickle: Whether it may be a pickle; a process of its own opens that, under limits.
 
     Raises:
         NotFoundError: If there is no such vector or file.
-        InvalidContentError: If the file is no adapter, is cut, holds NaN, or needs its base.
+        InvalidContentError: If the file is no adapter, is cut, holds NaN, needs its base, or is a
+            pickle and may not be.
         IncompatibleError: If it needs the base and does not fit it.
+        UsageError: If a pickle cannot be opened safely here.
     """
-    file, metadata = open_adapter(name)
-    small = file.size <= KEPT
     origin = {"name": str(name)} if str(name) in files.vector_names() else {}
-    origin["sha256"], tensors = file.checked(keep=small)
-    model = base_of(file, base)
-    parsed = dialects.parse(tensors if small else file, metadata, str(file.path), model)
-    source = Source(parsed.deltas, origin, metadata, parsed.outlines, model)
-    return TaskVector(((1.0, source),))
+    tensors: Mapping[str, Tensor]
+    pickled = _find_pickle(locate(name)) if allow_pickle else None
+    if pickled is not None:
+        path, metadata = pickled
+        origin["sha256"], tensors = pickles.read(path)
+    else:
+        file, metadata = open_adapter(name)
+        small = file.size <= KEPT
+        origin["sha256"], kept = file.checked(keep=small)
+        path, tensors = file.path, kept if small else file
+    model = base_of(tensors, base)
+    parsed = dialects.parse(tensors, metadata, str(path), model)
+    return TaskVector(((1.0, Source(parsed.deltas, origin, metadata, parsed.outlines, model)),))
 
 
-def base_of(file: SafeFile, base: Path | None) -> Model | None:
+def _find_pickle(path: Path) -> tuple[Path, dict[str, str]] | None:
+    """A pickle, alone or in a PEFT folder, and what that says of it; None where there is none."""
+    said: dict[str, str] = {}
+    if path.is_dir():
+        path, said = peft_folder.resolve(path, allow_pickle=True)
+    if not pickles.is_pickle(path):
+        return None
+    if not said and (path.parent / peft_folder.CONFIG).is_file():
+        raise UsageError(
+            f"{path}: its alphas are in {peft_folder.CONFIG} beside it",
+            hint=f"give the folder: {path.parent}",
+        )
+    return path, said
+
+
+def base_of(keys: Iterable[str], base: Path | None) -> Model | None:
     """The base model of a DoRA, None of other adapters or where it is not known."""
-    parts = sort_keys(file).parts
+    parts = sort_keys(keys).parts
     if not any({"magnitude", "dora_scale"} & own.keys() for own in parts.values()):
         return None
     if base is None and not parts.keys() <= table(EMBEDDED).keys():

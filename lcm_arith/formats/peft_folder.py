@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from lcm_arith.errors import InvalidContentError, NotFoundError, StorageError
 from lcm_arith.formats.diffusers import ADAPTER_METADATA
+from lcm_arith.formats.preflight import unpickling
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
+PICKLED: Final = "adapter_model.bin"  # PEFT's default before 0.7
 MOST_CONFIG: Final = 2**20  # bytes
 _COMPONENTS: Final = ("unet", "text_encoder")
 
@@ -24,15 +26,26 @@ _REFUSED: Final = {
 }
 
 
-def resolve(folder: Path) -> tuple[Path, dict[str, str]]:
+def resolve(folder: Path, *, allow_pickle: bool = False) -> tuple[Path, dict[str, str]]:
     """The file with the numbers, and the configuration as a diffusers header says it.
+
+    Args:
+        folder: Of the two files.
+        allow_pickle: Whether the numbers may be pickled; the file is not opened here.
 
     Raises:
         NotFoundError: If one of the two files is absent.
-        InvalidContentError: If the configuration is no LoRA of factors alone.
+        InvalidContentError: If the configuration is no LoRA of factors alone, or the numbers are
+            a pickle that is not allowed.
         StorageError: If it cannot be read.
     """
     config, weights = folder / CONFIG, folder / WEIGHTS
+    if not weights.is_file() and (folder / PICKLED).is_file():
+        weights = folder / PICKLED
+        if not allow_pickle:
+            raise InvalidContentError(
+                f"{folder}: its numbers are in {PICKLED}, a pickle", hint=unpickling(folder)
+            )
     for path in (config, weights):
         if not path.is_file():
             raise NotFoundError(

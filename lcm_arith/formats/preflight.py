@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +48,9 @@ MOST_AXES: Final = 5
 _LENGTH: Final = 8  # bytes of the header's length
 _FIELDS: Final = {"dtype", "shape", "data_offsets"}
 
+_ZIP: Final = b"PK\x03\x04"
+_PICKLE: Final = b"\x80"
+
 # First bytes → what people take for an adapter.
 _MAGIC: Final = (
     (b"version https://git-lfs", "a Git LFS pointer; the file itself was never downloaded"),
@@ -54,8 +58,8 @@ _MAGIC: Final = (
     (b"<html", "a web page, such as a login or an error"),
     (b"<?xml", "an XML answer of a server"),
     (b"{", "a JSON answer of a server"),
-    (b"PK\x03\x04", "a zip archive or a PyTorch pickle (.pt, .bin, .ckpt)"),
-    (b"\x80", "a Python pickle (.pt, .bin, .ckpt)"),
+    (_ZIP, "a zip archive or a PyTorch pickle (.pt, .bin, .ckpt)"),
+    (_PICKLE, "a Python pickle (.pt, .bin, .ckpt)"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x89HDF", "an HDF5 file"),
     (b"GGUF", "a GGUF file"),
@@ -103,10 +107,10 @@ class SafeFile(Mapping[str, Tensor]):
             InvalidContentError: If it is no safetensors file of floating-point tensors.
             StorageError: If it cannot be read.
         """
-        with _Opened(path) as (descriptor, found):
+        with Opened(path) as (descriptor, found):
             known = CHECKPOINT_DTYPES if checkpoint else DTYPES
             header = _header(path, descriptor, found.st_size, known)
-            return cls(path, *header, _identity(found))
+            return cls(path, *header, identity(found))
 
     def __getitem__(self, name: str) -> Tensor:
         with self._opened() as descriptor:
@@ -160,8 +164,8 @@ class SafeFile(Mapping[str, Tensor]):
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        with _Opened(self.path) as (descriptor, found):
-            if _identity(found) != self.identity:
+        with Opened(self.path) as (descriptor, found):
+            if identity(found) != self.identity:
                 raise InvalidContentError(
                     f"{self.path}: was changed while it was read", hint="run the command again"
                 )
@@ -185,11 +189,12 @@ class SafeFile(Mapping[str, Tensor]):
         return view
 
 
-def _identity(found: os.stat_result) -> tuple[int, ...]:
+def identity(found: os.stat_result) -> tuple[int, ...]:
+    """What tells a file from its successor: device, number, size, time of change."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-class _Opened:
+class Opened:
     """A regular file's descriptor and what the system says of it; never waits for a pipe."""
 
     def __init__(self, path: Path) -> None:
@@ -232,7 +237,8 @@ def _header(
     if length > MOST_HEADER or length > size - _LENGTH or start[_LENGTH : _LENGTH + 1] != b"{":
         kind = next((kind for magic, kind in _MAGIC if start.lower().startswith(magic.lower())), "")
         if kind:
-            raise refuse(f"it is {kind}", "download the .safetensors file")
+            hint = unpickling(path) if pickled(start) else "download the .safetensors file"
+            raise refuse(f"it is {kind}", hint)
         if start[_LENGTH : _LENGTH + 1] != b"{":
             raise refuse("its header does not begin with {")
         if length > size - _LENGTH:
@@ -270,6 +276,18 @@ def finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN, which its extremes keep, nor infinity."""
     low, high = torch.aminmax(tensor)
     return math.isfinite(low) and math.isfinite(high)
+
+
+def pickled(start: bytes) -> bool:
+    """Whether a file that begins so is a pickle; a header's length may look like one's start."""
+    return start.startswith((_ZIP, _PICKLE)) and start[_LENGTH : _LENGTH + 1] != b"{"
+
+
+def unpickling(path: Path) -> str:
+    """A hint: the one command that reads a pickle."""
+    out = "converted" if path.suffix == ".safetensors" else path.stem
+    call = ["lcm-arith", "convert", str(path), "-o", f"{out}.safetensors", "--allow-pickle"]
+    return f"download the .safetensors file, or convert this one once: {shlex.join(call)}"
 
 
 def shown(name: str, length: int = 80) -> str:

@@ -82,9 +82,10 @@ def job(name: str, one: str, two: str, out: str) -> None:
     """One job, in this process; prints its CPU seconds and its peak memory as JSON."""
     import torch
 
-    from lcm_arith import adapters, projection
+    from lcm_arith import adapters
     from lcm_arith.budgets import Budget
     from lcm_arith.combination import combine_terms
+    from lcm_arith.sweep import Sweep
     from lcm_arith.weights import Term, Weights, decimal
 
     torch.set_num_threads(1)
@@ -106,13 +107,9 @@ def job(name: str, one: str, two: str, out: str) -> None:
     elif name == "loop":
         loop(one, two, out)
     elif name == "spectra":
-        tau = combine_terms(terms)
-        kept = [projection.Factored.of(tau.once(module)) for module in tau]
+        sweep = Sweep.of([adapters.load(one), adapters.load(two)])
         began = time.process_time()
-        for factored in kept:
-            half = factored.up.r.shape[1] // 2
-            core = factored.up.r[:, :half] @ factored.down.r[:, :half].T
-            torch.linalg.svdvals(0.5 * core + factored.up.r[:, half:] @ factored.down.r[:, half:].T)
+        sweep.spectra(WEIGHTS)
     seconds = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"seconds": seconds, "peak": peak}))

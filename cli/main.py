@@ -22,6 +22,7 @@ from lcm_arith.cli import (
     interfere,
     negate,
     reproject,
+    spectrum,
     verify,
 )
 from lcm_arith.cli.output import stderr
@@ -45,6 +46,7 @@ for _name, _module in (
     ("extract", extract),
     ("inspect", inspect),
     ("interfere", interfere),
+    ("spectrum", spectrum),
     ("verify", verify),
     ("generate", generate),
     ("finetune", finetune),

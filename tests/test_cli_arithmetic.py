@@ -148,3 +148,25 @@ def test_interfere_shows_and_draws_blocks(tmp_cwd: Path) -> None:
 def test_mistakes_have_their_exit_codes(tmp_cwd: Path, code: int, command: str) -> None:
     assert fails(*command.split())[0] == code
     assert not list(Path().iterdir())
+
+
+def test_a_spectrum_says_what_each_rank_loses(tmp_cwd: Path) -> None:
+    call = ("spectrum", "noto", "lcm", "--l1", "0,0.7", "--l2", "1,-0.5", "--ranks", "3,20")
+    told = json.loads(run(*call, "--csv", "s.csv", "--json").stdout)
+    assert [(row["l1"], row["l2"]) for row in told["rows"]] == [
+        ("0", "1"), ("0", "-0.5"), ("0.7", "1"), ("0.7", "-0.5"),
+    ]  # fmt: skip
+    for row in told["rows"]:
+        tau = float(row["l1"]) * load("noto") + float(row["l2"]) * load("lcm")
+        spectra = [torch.linalg.svdvals(tau[m].dense(torch.float64).flatten(1)) for m in tau]
+        total = sum(float(s.square().sum()) for s in spectra)
+        assert row["norm"] == pytest.approx(total**0.5, rel=1e-5)
+        for rank in (3, 20):
+            lost = sum(float(s[rank:].square().sum()) for s in spectra)
+            # float32: a share of 1e-7 of the energy, whose root is the error
+            assert row["errors"][str(rank)] == pytest.approx((lost / total) ** 0.5, abs=5e-4)
+    lines = Path("s.csv").read_text().splitlines()
+    assert lines[0] == "l1,l2,norm,rank 3,rank 20"
+    assert len(lines) == 5
+    assert "rank 20" in run("spectrum", "none", "lcm", "--ranks", "20").output
+    assert fails("spectrum", "none", "none")[0] == 2

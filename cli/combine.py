@@ -53,6 +53,13 @@ def command(
     method: Annotated[
         str, typer.Option(help="How the weighted vectors are combined: see docs/arithmetic.md.")
     ] = "linear",
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="raw|energy|norm",
+            help="λ as it is; over √Σλ²; or of vectors brought to the length of the last one.",
+        ),
+    ] = "raw",
     density: Annotated[
         float | None,
         typer.Option(
@@ -97,9 +104,13 @@ def command(
     choices = {"density": density, "space": space, "seed": seed}
     chosen = {name: value for name, value in choices.items() if value is not None}
     how = How(**chosen) if chosen else None  # type: ignore[arg-type]  # each has its own type
-    tau = combine_terms(given, method=method, budget=budget, how=how, base=base)
+    tau = combine_terms(given, method=method, budget=budget, how=how, base=base, policy=policy)
     about = {"kind": "combined"}
-    told = {"terms": [{"name": t.name, "weight": str(t.weights)} for t in given], "method": method}
+    told = {
+        "terms": [{"name": t.name, "weight": str(t.weights)} for t in given],
+        "method": method,
+        "policy": policy,
+    }
     result = write_vector(tau, out, dtype=dtype, force=force, about=about, form=form.value)
     result["distance_to_sum"] = distance_to_sum(tau)
     if as_json:

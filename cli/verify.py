@@ -10,11 +10,16 @@ from lcm_arith.cli import options
 from lcm_arith.cli.output import print_json, stdout
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lcm_arith.vector import TaskVector
     from lcm_arith.weights import Term
 
 EXAMPLES = """Examples:
 
   lcm-arith verify combined.safetensors         (by what its header says)
+
+  lcm-arith verify merged.safetensors style.safetensors lcm.safetensors     (the same, of files)
 
   lcm-arith verify merged.safetensors style.safetensors:0.8 lcm.safetensors:1
 
@@ -31,7 +36,9 @@ def command(
     ] = "combined.safetensors",
     terms: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME:λ…", help="What it should be the sum of."),
+        typer.Argument(
+            metavar="NAME:λ…", help="What it should be the sum of; λ as its header says."
+        ),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="Largest ‖file − sum‖ / ‖sum‖ that passes.")
@@ -47,7 +54,9 @@ def command(
     from lcm_arith.weights import parse_term
 
     tau = load(file, base)
-    given = [parse_term(text) for text in terms or []] or recorded(file, tau)
+    given = [parse_term(text) for text in terms or []]
+    if all(term.name == text for term, text in zip(given, terms or [], strict=True)):
+        given = recorded(file, tau, given)
     lost, total = distance(tau, combine_terms(given, base=base))
     error = lost / total if total else float(lost > 0)
     passed = error <= tolerance
@@ -70,22 +79,59 @@ def command(
         stdout.print(f"{file} = {shown}: relative error {error:.2g}", soft_wrap=True)
 
 
-def recorded(file: str, tau: Any) -> list[Term]:
-    """The terms that the file's header names, where they are shipped vectors.
+def recorded(file: str, tau: TaskVector, named: list[Term]) -> list[Term]:
+    """The terms and weights that the file's header records, of shipped vectors and named files.
+
+    Files are known by their sha256. Of a file without a record each named term weighs 1.
 
     Raises:
-        UsageError: If it names none, or files that only their digests tell.
+        UsageError: If the record is of a method, or of files that were not named.
     """
-    from decimal import Decimal
-
-    from lcm_arith.adapters import facts
+    from lcm_arith.adapters import facts, file_digest
     from lcm_arith.errors import UsageError
-    from lcm_arith.weights import Term, Weights
 
-    terms = facts(tau).get("terms", [])
-    if not terms or any("name" not in term for term in terms):
+    record = facts(tau).get("terms", [])
+    if not record:
+        if named:
+            return named
         raise UsageError(
-            f"{file}: its header does not say by name what it is the sum of",
+            f"{file}: its header does not say what it is the sum of",
             hint="name the terms: lcm-arith verify FILE style.safetensors:0.8 accel.safetensors:1",
         )
-    return [Term(term["name"], Weights(Decimal(str(term["weight"])))) for term in terms]
+    names = {file_digest(term.name): term.name for term in named}
+    found = [term for row in record for term in _terms(file, row, names)]
+    idle = set(names.values()) - {term.name for term in found}
+    if idle:
+        raise UsageError(
+            f"{file}: its header does not record {', '.join(sorted(idle))}",
+            hint="give each term a weight, NAME:λ, to compare with another sum",
+        )
+    return found
+
+
+def _terms(file: str, row: dict[str, Any], names: dict[str, str]) -> Iterator[Term]:
+    """The terms of one recorded row; a re-projection stands for what it was made of."""
+    from decimal import Decimal
+
+    from lcm_arith.errors import UsageError
+    from lcm_arith.weights import Term, Weights, parse_term
+
+    inner = row.get("of", {}).get("terms", [])
+    if row.get("method"):
+        raise UsageError(
+            f"{file}: was made by {row['method']}, which is no sum", hint="name terms to compare"
+        )
+    if "weights" in row and len(inner) == 1:  # a λ for each part
+        (term,) = _terms(file, inner[0], names)
+        yield Term(term.name, parse_term(f"x:{row['weights']}").weights)
+    elif inner and float(row["weight"]) == 1:
+        for own in inner:
+            yield from _terms(file, own, names)
+    else:
+        name = row.get("name") or names.get(row.get("sha256", ""))
+        if name is None:
+            raise UsageError(
+                f"{file}: was made of a file with sha256 {str(row.get('sha256'))[:16]}…",
+                hint="name that file, too: lcm-arith verify FILE TERM TERM",
+            )
+        yield Term(name, Weights(Decimal(str(row["weight"]))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -122,16 +123,36 @@ def base_of(keys: Iterable[str], base: Path | None) -> Model | None:
     return Model.open(base or files.MODEL)
 
 
+def file_digest(name: str | Path) -> str:
+    """sha256 of the file behind a name.
+
+    Raises:
+        NotFoundError, StorageError: If there is none, or it cannot be read.
+    """
+    file, _ = open_adapter(name)
+    return file.checked(keep=False)[0]
+
+
 def facts(tau: TaskVector) -> dict[str, Any]:
     """What this package wrote into the file that ``tau`` was loaded from; empty for others'."""
-    if len(tau.terms) != 1:
-        return {}
-    text = tau.terms[0][1].metadata.get(OWN_METADATA, "{}")
+    return _own(tau.terms[0][1].metadata) if len(tau.terms) == 1 else {}
+
+
+def _own(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = json.loads(metadata.get(OWN_METADATA, "{}"))
     except (json.JSONDecodeError, RecursionError) as error:
         raise InvalidContentError(f"header {OWN_METADATA!r} is not JSON ({error})") from error
     return found if isinstance(found, dict) else {}
+
+
+def recipe_digest(metadata: Mapping[str, str]) -> str | None:
+    """sha256 of what a file of ours was made of, as canonical JSON; None of others' files."""
+    terms = _own(metadata).get("terms")
+    if terms is None:
+        return None
+    text = json.dumps(terms, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def provenance(tau: TaskVector) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from lcm_arith import methods
+from lcm_arith import methods, policies
 from lcm_arith.adapters import load
 from lcm_arith.budgets import Budget
 from lcm_arith.delta import LowRankDelta
@@ -55,6 +55,7 @@ def combine_terms(
     budget: Budget | None = None,
     how: How | None = None,
     base: Path | None = None,
+    policy: str = "raw",
 ) -> TaskVector:
     """Any number of weighted vectors, summed exactly or by another method, within a budget.
 
@@ -64,6 +65,7 @@ def combine_terms(
         budget: Re-projects the result; None keeps what the method gives.
         how: Choices for an element-wise method.
         base: The model that DoRAs among them were made for.
+        policy: What the weights are multiplied by first: a row of POLICIES.
 
     Raises:
         NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`; or if a method other
@@ -80,7 +82,13 @@ def combine_terms(
     given = [term for term in terms if term.name != NONE]
     vectors = {term.name: load(term.name, base) for term in given}
     check_same_family(vectors)
-    weighed = [weigh(vectors[term.name], term.weights, term.name) for term in given]
+    factors = policies.policy(policy)(
+        [float(term.weights.overall) for term in given], [vectors[term.name] for term in given]
+    )
+    weighed = [
+        factor * weigh(vectors[term.name], term.weights, term.name)
+        for factor, term in zip(factors, given, strict=True)
+    ]
     if row.exact:
         tau = sum(weighed, TaskVector())
     else:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lcm_arith.adapters import base_of, open_adapter
+from lcm_arith.adapters import base_of, open_adapter, recipe_digest
 from lcm_arith.analysis import inner, share_by_block
 from lcm_arith.formats import dialects
+from lcm_arith.formats.container import tensors_digest
 from lcm_arith.formats.keys import dialect
 from lcm_arith.modules import GAIN, candidates, is_vector
 
@@ -23,6 +24,8 @@ class Inspection:
 
     path: str
     sha256: str
+    tensors_sha256: str
+    recipe_sha256: str | None
     dialect: str
     kinds: dict[str, int]
     families: tuple[tuple[str, float], ...]
@@ -66,6 +69,8 @@ def inspect(name: str | Path, base: Path | None = None) -> Inspection:
     return Inspection(
         path=str(file.path),
         sha256=digest,
+        tensors_sha256=tensors_digest(tensors),
+        recipe_sha256=recipe_digest(metadata),
         dialect=dialect(tensors),
         kinds=dict(parsed.kinds),
         families=tuple((c.family, c.coverage) for c in found),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_cli import fails, run
 
 from lcm_arith.adapters import load
@@ -170,3 +170,55 @@ def test_a_spectrum_says_what_each_rank_loses(tmp_cwd: Path) -> None:
     assert len(lines) == 5
     assert "rank 20" in run("spectrum", "none", "lcm", "--ranks", "20").output
     assert fails("spectrum", "none", "none")[0] == 2
+
+
+def test_verify_takes_the_weights_from_the_header_of_named_files(tmp_cwd: Path) -> None:
+    for name in ("noto", "lcm"):
+        run("convert", name, "-o", f"{name}.safetensors", "--format", "diffusers")
+    run("combine", "noto.safetensors:0.7,up.1=0.2", "lcm.safetensors:-0.5", "--rank", "40")
+    code, message = fails("verify", "combined.safetensors")
+    assert code == 2
+    assert "name that file, too" in message
+    shown = run(
+        "verify", "combined.safetensors", "lcm.safetensors", "noto.safetensors", "--tolerance", "1"
+    ).output
+    assert "0.7,up.1=0.2 · noto.safetensors + -0.5 · lcm.safetensors" in shown
+    run("combine", "noto.safetensors:0.7,up.1=0.2", "lcm.safetensors:-0.5", "--force")
+    files_of = ("combined.safetensors", "lcm.safetensors", "noto.safetensors")
+    assert json.loads(run("verify", *files_of, "--json").stdout)["error"] < 1e-6
+    run("negate", "twemoji")
+    assert fails("verify", *files_of, "negated.safetensors")[0] == 2
+    run("combine", "noto", "lcm", "--method", "cart", "--force")
+    code, message = fails("verify", "combined.safetensors")
+    assert code == 2
+    assert "cart, which is no sum" in message
+
+
+def test_digests_tell_content_recipe_and_file_apart(tmp_cwd: Path) -> None:
+    def digests(path: str) -> tuple[str, str, str | None]:
+        told = json.loads(run("inspect", path, "--json").stdout)
+        return told["sha256"], told["tensors_sha256"], told["recipe_sha256"]
+
+    run("combine", "noto:0.5", "lcm:1", "-o", "a.safetensors")
+    run("combine", "lcm:1", "noto:0.5", "-o", "b.safetensors")
+    run("combine", "noto:0.5", "lcm:1", "-o", "c.safetensors", "--dtype", "float16")
+    a, b, c = (digests(f"{name}.safetensors") for name in "abc")
+    assert a[2] == c[2]
+    assert a[1] != c[1]
+    assert a[2] != b[2]  # the order of the terms is the order of the factors
+    save_file(load_file("a.safetensors"), "again.safetensors", metadata={"other": "words"})
+    again = digests("again.safetensors")
+    assert (again[0] == a[0], again[1] == a[1], again[2]) == (False, True, None)
+
+
+def test_policies_rescale_the_weights(tmp_cwd: Path) -> None:
+    noto, lcm = load("noto"), load("lcm")
+    run("combine", "noto:3", "lcm:-4", "--policy", "energy")
+    assert gap("combined.safetensors", 0.6 * noto - 0.8 * lcm) < 1e-6
+    run("combine", "noto:0.5", "lcm:1", "--policy", "norm", "--force")
+    lengths = [
+        sum(float(tau[m].dense(torch.float64).square().sum()) for m in tau) ** 0.5
+        for tau in (noto, lcm)
+    ]
+    assert gap("combined.safetensors", 0.5 * lengths[1] / lengths[0] * noto + lcm) < 1e-6
+    assert fails("combine", "noto", "lcm", "--policy", "none", "--force")[0] == 2

@@ -69,6 +69,14 @@ def header(
     return first, {name: len(first) + place for name, place in places.items()}
 
 
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of the tensors alone: of the canonical file without metadata."""
+    digest = hashlib.sha256(header(tensors, {})[0])
+    for name in sorted(tensors):
+        digest.update(_bytes_of(tensors[name], tensors[name]))
+    return digest.hexdigest()
+
+
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raises where a result could not be put; call it before long work.
 

@@ -185,7 +185,7 @@ def save(
     prove: Callable[[Path], None] | None = None,
     form: str = "diffusers",
 ) -> str:
-    """Writes ``tau`` as one file, alpha = rank in every module; returns its sha256.
+    """Writes ``tau`` as one file, any scale in its up factors; returns its sha256.
 
     Args:
         tau: Vector to write; each module is computed as it is written, and not kept.
@@ -222,7 +222,7 @@ def save(
         return _rounded(names.tensors(module, tau.once(module)), dtype, path)
 
     layout = {
-        name: tensor.to(dtype)
+        name: _as_stored(tensor, dtype)
         for module, outline in outlines.items()
         for name, tensor in names.tensors(module, outline).items()
     }
@@ -230,8 +230,13 @@ def save(
     return container.write_tensors(path, layout, spread, metadata, force=force, check=prove)
 
 
+def _as_stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ``dtype``; an alpha stays float32, since bfloat16 has no 257."""
+    return tensor.to(dtype) if tensor.ndim else tensor.to(torch.float32)
+
+
 def _rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> dict[str, Tensor]:
-    rounded = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    rounded = {name: _as_stored(tensor, dtype) for name, tensor in tensors.items()}
     overflow = [name for name, tensor in rounded.items() if not finite(tensor)]
     if overflow:
         raise InvalidContentError(

@@ -225,21 +225,25 @@ class Spelling:
             of a list of numbers, one name.
         shapes: Shape of such a list, where it is not flat.
         metadata: The header.
+        alpha: Of all modules, where alpha has names.
     """
 
     keys: Mapping[str, tuple[str, str, str | None] | tuple[str]]
     metadata: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    alpha: int = 1
 
     def tensors(self, module: str, delta: LowRankDelta) -> dict[str, Tensor]:
-        """What the file holds of one module; the scale goes into up, so that alpha = rank."""
+        """What the file holds of one module; its scale goes into up."""
         names = self.keys[module]
         if len(names) == 1:
             return {names[0]: delta.dense().reshape(self.shapes.get(module, (-1,)))}
-        delta = concatenate([delta])
         down, up, alpha = names
-        named = {down: delta.down, up: delta.up}
-        return named if alpha is None else named | {alpha: torch.tensor(float(delta.rank))}
+        if alpha is None:
+            delta = concatenate([delta])
+            return {down: delta.down, up: delta.up}
+        delta = concatenate([delta * (delta.rank / self.alpha)])
+        return {down: delta.down, up: delta.up, alpha: torch.tensor(float(self.alpha))}
 
 
 def spelling(outlines: Mapping[str, LowRankDelta], form: str, family: str | None) -> Spelling:
@@ -315,7 +319,7 @@ def _peft(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
 
 
 def _kohya(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
-    """Kohya's file with diffusers' block names; alpha = rank in every module."""
+    """Kohya's file with diffusers' block names."""
     return _underscored(outlines, family, {})
 
 
@@ -352,6 +356,11 @@ def _underscored(
 
 
 def _up_down(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -> Spelling:
+    """Down, up and one alpha for all modules.
+
+    Where alphas differ, diffusers (0.42) loses those of attention and text encoders, and scales
+    these modules wrongly. The least rank is that alpha, so that no up factor becomes smaller.
+    """
     stems = {module: stem(owner(module)) for module in outlines}
     return Spelling(
         {
@@ -363,6 +372,7 @@ def _up_down(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -
         shapes={
             m: _magnitude_shape(outlines, m, first=0) for m in outlines if m.endswith(MAGNITUDE)
         },
+        alpha=min((d.rank for m, d in outlines.items() if not is_vector(m)), default=1),
     )
 
 

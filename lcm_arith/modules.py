@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -175,6 +176,16 @@ def spellings(family: str) -> Mapping[str, str]:
         for module, path in sgm_names(family).items():
             found[f"lora_unet_{path.replace('.', '_')}"] = module
     return MappingProxyType(found)
+
+
+@cache
+def kernels(module: str) -> Mapping[int, Shape]:
+    """Inputs · kh · kw of a convolution of that name → ``(in, kh, kw)``, in any family.
+
+    Those of 1×1 are left out: the same layer is linear elsewhere.
+    """
+    shapes = (table(family).get(module, ()) for family in FAMILIES)
+    return {math.prod(s[1:]): s[1:] for s in shapes if len(s) == 4 and s[2:] != (1, 1)}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from lcm_arith.modules import (
     fits,
     is_norm,
     is_vector,
+    kernels,
     kohya_name,
     owner,
     sgm_names,
@@ -65,7 +66,7 @@ class Stored(Mapping[str, LowRankDelta]):
         module = target.removesuffix(GAIN)
         parts = {part: self.tensors[key] for part, key in self.keys_of[module].items()}
         magnitude = _magnitude(parts)
-        delta = update(parts, self.alphas[target])[1]
+        delta = _update(module, parts, self.alphas[target])[1]
         if magnitude is None or self.base is None:
             return delta
         turned, gain = decomposed(delta, magnitude, self.base.weight(module))
@@ -122,7 +123,7 @@ def parse(
             if is_vector(module) and not _flat(parts):
                 raise InvalidContentError("a bias or norm is one list of numbers (diff)")
             magnitude = _magnitude(parts)
-            kind, outlines[module] = update(parts, alpha)
+            kind, outlines[module] = _update(module, parts, alpha)
             alphas[module] = alpha
             if magnitude is not None:
                 kind = f"DoRA ({kind})"
@@ -183,6 +184,18 @@ def _check_base(base: Base | None, module: str, outline: LowRankDelta, magnitude
 
 def _flat(parts: Mapping[str, Tensor]) -> bool:
     return parts.keys() == {"diff"} and parts["diff"].ndim == 1
+
+
+def _update(
+    module: str, parts: Mapping[str, Tensor], alpha: float | None
+) -> tuple[str, LowRankDelta]:
+    """Kind and update, in the shape of its weight: LyCORIS stores LoHa and LoKr of it flat."""
+    kind, delta = update(parts, alpha)
+    inner = kernels(module).get(delta.down.shape[1]) if delta.down.ndim == 2 else None
+    if inner is None:
+        return kind, delta
+    down, up = delta.down.reshape(-1, *inner), delta.up[:, :, None, None]
+    return kind, LowRankDelta(down, up, delta.scale)
 
 
 def _check_keys(found: Sorted, count: int, where: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lcm_arith.dora import as_dora
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
-from lcm_arith.formats import container, dialects, diffusers, peft_folder, pickles
+from lcm_arith.formats import container, dialects, diffusers, peft_folder, pickles, writers
 from lcm_arith.formats.keys import sort_keys
 from lcm_arith.formats.layouts import Model
 from lcm_arith.formats.preflight import SafeFile, finite
@@ -194,7 +194,7 @@ def save(
         about: Facts to keep in the header beside the provenance, JSON-ready.
         force: Replace an existing file.
         prove: Called with the file before it gets its name; what it raises keeps the old file.
-        form: Dialect of the keys, a row of ``dialects.WRITERS``.
+        form: Dialect of the keys, a row of ``writers.WRITERS``.
 
     Raises:
         UsageError: If ``path`` does not end in ``.safetensors``, or the dialect cannot name the
@@ -211,7 +211,7 @@ def save(
         )
     told, family, tau = provenance(tau), family_of(tau), as_dora(tau)
     outlines = {module: tau.outline(module) for module in tau}
-    names = dialects.spelling(outlines, form, family)
+    names = writers.spelling(outlines, form, family)
     metadata = dict(names.metadata)
     metadata[OWN_METADATA] = json.dumps({**told, **(about or {})}, sort_keys=True)
     kept = source_metadata(tau)

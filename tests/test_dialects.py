@@ -14,7 +14,7 @@ from lcm_arith.adapters import load
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
 from lcm_arith.families import LCM_TARGETS
-from lcm_arith.formats import container, dialects
+from lcm_arith.formats import container, dialects, writers
 from lcm_arith.formats.keys import canonical, split
 from lcm_arith.modules import (
     FAMILIES,
@@ -72,7 +72,7 @@ def test_every_spelling_of_every_module_is_read(family: str) -> None:
             assert canonical(f"lora_unet_{path.replace('.', '_')}") == module
 
 
-@pytest.mark.parametrize("name", dialects.WRITERS)
+@pytest.mark.parametrize("name", writers.WRITERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_round_trip_loses_no_module_and_no_number(family: str, name: str) -> None:
     deltas = whole_adapter(family, LCM_TARGETS, (2,))
@@ -81,9 +81,9 @@ def test_a_round_trip_loses_no_module_and_no_number(family: str, name: str) -> N
     scaled = {m: d * (0.5 + i % 3) for i, (m, d) in enumerate(deltas.items())}
     if family not in PUBLISHED and name in ("kohya-sgm", "comfy"):
         with pytest.raises(UsageError, match="block names"):
-            dialects.spell(scaled, name, family)
+            writers.spell(scaled, name, family)
         return
-    tensors, metadata = dialects.spell(scaled, name, family)
+    tensors, metadata = writers.spell(scaled, name, family)
     back = dialects.parse(tensors, metadata, name)
     assert back.deltas.keys() == scaled.keys()
     # one product by the scale in float32
@@ -231,7 +231,7 @@ def test_diffusers_understands_our_kohya_names(family: str) -> None:
     xl = family in ("ssd1b", "sdxl")
     pipeline: Any = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     for name in ("kohya", "kohya-sgm")[: 2 if xl else 1]:
-        tensors, _ = dialects.spell(deltas, name, family)
+        tensors, _ = writers.spell(deltas, name, family)
         with torch.device("meta"):
             unet = UNet2DConditionModel(**build_tables.UNETS[family])
         state, alphas = pipeline.lora_state_dict(tensors, unet_config=unet.config)[:2]

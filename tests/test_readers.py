@@ -21,7 +21,7 @@ from lcm_arith.adapters import load, save
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import InvalidContentError
 from lcm_arith.families import LCM_TARGETS
-from lcm_arith.formats import container, dialects
+from lcm_arith.formats import container, dialects, writers
 from lcm_arith.formats.diffusers import ADAPTER_METADATA
 from lcm_arith.modules import ending, kohya_name, with_text_model
 from lcm_arith.vector import Source, TaskVector
@@ -214,29 +214,29 @@ def test_what_lycoris_writes_is_read_as_lycoris_means_it(
     assert error <= 1e-5  # float32 products of up to four factors
 
 
-@pytest.mark.parametrize("second", dialects.WRITERS)
-@pytest.mark.parametrize("first", dialects.WRITERS)
+@pytest.mark.parametrize("second", writers.WRITERS)
+@pytest.mark.parametrize("first", writers.WRITERS)
 def test_from_any_dialect_to_any_other_nothing_is_lost(first: str, second: str) -> None:
     """LoRA and LoCon (3×3, 1×1, with stride), mixed ranks, scales other than 1."""
     endings = LCM_TARGETS if "peft" in (first, second) else (*LCM_TARGETS, *TEXT)
     plain = whole_adapter("sd15", endings, RANKS)
     before = {m: d * (0.5 + i % 3) for i, (m, d) in enumerate(plain.items())}
-    there = dialects.parse(*dialects.spell(before, first, "sd15"), first)
-    back = dialects.parse(*dialects.spell(there.deltas, second, "sd15"), second)
+    there = dialects.parse(*writers.spell(before, first, "sd15"), first)
+    back = dialects.parse(*writers.spell(there.deltas, second, "sd15"), second)
     assert back.deltas.keys() == before.keys()
     assert back.kinds == {"LoRA": len(before)}
     assert max(relative_error(back.deltas[m], before[m]) for m in before) <= TOLERANCE
 
 
-@pytest.mark.parametrize("form", dialects.WRITERS)
+@pytest.mark.parametrize("form", writers.WRITERS)
 def test_no_dialect_leaves_out_what_it_cannot_hold(form: str) -> None:
     """A PEFT file is of one component; Stability's names are those of Stable Diffusion."""
     deltas = whole_adapter("sdxl", ("q_proj", "attn1.to_q"))
     if form == "peft":
         with pytest.raises(InvalidContentError, match=r"44 modules outside the UNet"):
-            dialects.spell(deltas, form, "sdxl")
+            writers.spell(deltas, form, "sdxl")
     else:
-        assert len(dialects.spell(deltas, form, "sdxl")[0]) % len(deltas) == 0
+        assert len(writers.spell(deltas, form, "sdxl")[0]) % len(deltas) == 0
 
 
 def test_alpha_is_one_for_all_modules_and_exact_in_half_precision(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write an adapter in another format: same updates, alpha = rank in every module."""
+    """Write an adapter in another format: the same updates, whatever their ranks."""
     from lcm_arith.adapters import check_output, load
 
     check_output(out, force=force)

@@ -21,7 +21,7 @@ class DtypeName(StrEnum):
 
 
 class FormatName(StrEnum):
-    """Dialects that can be written; the table behind them is lcm_arith.formats.dialects.WRITERS."""
+    """Dialects that can be written; the table behind them is lcm_arith.formats.writers.WRITERS."""
 
     diffusers = "diffusers"
     peft = "peft"

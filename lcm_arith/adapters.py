@@ -15,7 +15,7 @@ from torch import Tensor
 from lcm_arith.dora import as_dora
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
-from lcm_arith.formats import container, dialects, diffusers, peft_folder, pickles
+from lcm_arith.formats import container, dialects, diffusers, peft_folder, pickles, writers
 from lcm_arith.formats.keys import sort_keys
 from lcm_arith.formats.layouts import Model
 from lcm_arith.formats.preflight import SafeFile, finite
@@ -206,7 +206,7 @@ def save(
     prove: Callable[[Path], None] | None = None,
     form: str = "diffusers",
 ) -> str:
-    """Writes ``tau`` as one file, alpha = rank in every module; returns its sha256.
+    """Writes ``tau`` as one file, any scale in its up factors; returns its sha256.
 
     Args:
         tau: Vector to write; each module is computed as it is written, and not kept.
@@ -215,7 +215,7 @@ def save(
         about: Facts to keep in the header beside the provenance, JSON-ready.
         force: Replace an existing file.
         prove: Called with the file before it gets its name; what it raises keeps the old file.
-        form: Dialect of the keys, a row of ``dialects.WRITERS``.
+        form: Dialect of the keys, a row of ``writers.WRITERS``.
 
     Raises:
         UsageError: If ``path`` does not end in ``.safetensors``, or the dialect cannot name the
@@ -232,7 +232,7 @@ def save(
         )
     told, family, tau = provenance(tau), family_of(tau), as_dora(tau)
     outlines = {module: tau.outline(module) for module in tau}
-    names = dialects.spelling(outlines, form, family)
+    names = writers.spelling(outlines, form, family)
     metadata = dict(names.metadata)
     metadata[OWN_METADATA] = json.dumps({**told, **(about or {})}, sort_keys=True)
     kept = source_metadata(tau)
@@ -243,7 +243,7 @@ def save(
         return _rounded(names.tensors(module, tau.once(module)), dtype, path)
 
     layout = {
-        name: tensor.to(dtype)
+        name: _as_stored(tensor, dtype)
         for module, outline in outlines.items()
         for name, tensor in names.tensors(module, outline).items()
     }
@@ -251,8 +251,13 @@ def save(
     return container.write_tensors(path, layout, spread, metadata, force=force, check=prove)
 
 
+def _as_stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ``dtype``; an alpha stays float32, since bfloat16 has no 257."""
+    return tensor.to(dtype) if tensor.ndim else tensor.to(torch.float32)
+
+
 def _rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> dict[str, Tensor]:
-    rounded = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    rounded = {name: _as_stored(tensor, dtype) for name, tensor in tensors.items()}
     overflow = [name for name, tensor in rounded.items() if not finite(tensor)]
     if overflow:
         raise InvalidContentError(

@@ -65,6 +65,7 @@ def inspect(name: str | Path, base: Path | None = None) -> Inspection:
     found = candidates({target: tuple(d.shape) for target, d in parsed.outlines.items()})
     deltas = {t: parsed.deltas[t] for t in parsed.deltas if not t.endswith(GAIN)}
     layers = [delta for target, delta in deltas.items() if not is_vector(target)]
+    factors = [tensor for tensor in tensors.values() if tensor.ndim]  # alphas are not told here
     alphas = Counter(f"{d.scale * d.rank:g}" for d in layers)
     return Inspection(
         path=str(file.path),
@@ -77,7 +78,7 @@ def inspect(name: str | Path, base: Path | None = None) -> Inspection:
         ranks=dict(sorted(Counter(d.rank for d in layers).items())),
         alphas=dict(alphas.most_common()),
         without_alpha=parsed.without_alpha,
-        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())),
+        dtypes=dict(Counter(str(f.dtype).removeprefix("torch.") for f in factors)),
         parameters=sum(t.numel() for t in tensors.values()),
         norm=math.sqrt(sum(inner(d, d) for d in deltas.values())),
         blocks=share_by_block(deltas),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,8 +61,19 @@ def weight_shapes(base: Path) -> dict[str, Shape]:
         for key, entry in header.items():
             if key.endswith(".weight"):
                 module = f"{path.parent.name}.{key.removesuffix('.weight')}"
-                shapes[module] = tuple(entry["shape"])
+                shapes[with_text_model(module)] = tuple(entry["shape"])
     return shapes
+
+
+_TEXT_MODEL: Final = re.compile(
+    r"(?P<component>text_encoder(?:_2)?)\.(?P<path>(?:encoder\.layers|embeddings|final_layer_norm)\b.*)"
+)
+
+
+def with_text_model(module: str) -> str:
+    """The canonical name of a text encoder's module; transformers 5.6 drops ``text_model.``."""
+    found = _TEXT_MODEL.fullmatch(module)
+    return f"{found['component']}.text_model.{found['path']}" if found else module
 
 
 def kohya_name(module: str, *, text_encoders: int = 1) -> str:
@@ -157,10 +169,23 @@ def spellings(family: str) -> Mapping[str, str]:
         found[kohya_name(module)] = module
         found[kohya_name(module, text_encoders=2)] = module
         found[f"{component}_{path.replace('.', '_')}"] = module
+        if path.startswith("text_model."):  # the layer's name in transformers since 5.6
+            flat = f"{component}.{path.removeprefix('text_model.')}"
+            found[kohya_name(flat)] = found[kohya_name(flat, text_encoders=2)] = module
     if family in PUBLISHED:
         for module, path in sgm_names(family).items():
             found[f"lora_unet_{path.replace('.', '_')}"] = module
     return MappingProxyType(found)
+
+
+@cache
+def kernels(module: str) -> Mapping[int, Shape]:
+    """Inputs · kh · kw of a convolution of that name → ``(in, kh, kw)``, in any family.
+
+    Those of 1×1 are left out: the same layer is linear elsewhere.
+    """
+    shapes = (table(family).get(module, ()) for family in FAMILIES)
+    return {math.prod(s[1:]): s[1:] for s in shapes if len(s) == 4 and s[2:] != (1, 1)}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from lcm_arith.adapters import load
 from lcm_arith.errors import VerificationError
+from lcm_arith.modules import with_text_model
 from lcm_arith.sampling import load_pipeline
 
 _TOLERANCE: Final = 1e-6  # of the largest entry: the same float32 product, in another order
@@ -29,7 +30,7 @@ def prove_loads(path: Path, base: Path) -> None:
     for component in ("unet", "text_encoder"):
         for name, layer in getattr(pipeline, component).named_modules():
             if isinstance(layer, LoraLayer):
-                placed[f"{component}.{name}"] = layer
+                placed[with_text_model(f"{component}.{name}")] = layer
     missing, extra = set(tau) - set(placed), set(placed) - set(tau)
     wrong = []
     for module in set(tau) & set(placed):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from lcm_arith.delta import LowRankDelta
+from lcm_arith.modules import table
 from lcm_arith.vector import Source, TaskVector
 
 # Conv 3×3, conv 1×1, conv with stride, linear: [out, in(, kh, kw)] as in the embedded UNet.
@@ -42,3 +44,33 @@ def random_vector(
 def dense(tau: TaskVector) -> dict[str, torch.Tensor]:
     """Every module multiplied out in float64."""
     return {module: tau[module].dense(torch.float64) for module in tau}
+
+
+def whole_adapter(
+    family: str, endings: Sequence[str], ranks: Sequence[int] = (1,)
+) -> dict[str, LowRankDelta]:
+    """A random update of every module of a family whose path ends so; ``ranks`` in turn."""
+    generator = torch.Generator().manual_seed(0)
+    deltas: dict[str, LowRankDelta] = {}
+    for module, shape in table(family).items():
+        path = module.split(".", 1)[1]
+        if len(shape) < 2 or not any(path == e or path.endswith(f".{e}") for e in endings):
+            continue
+        rank, ones = ranks[len(deltas) % len(ranks)], (1,) * (len(shape) - 2)
+        down = torch.randn(rank, *shape[1:], generator=generator)
+        up = torch.randn(shape[0], rank, *ones, generator=generator)
+        deltas[module] = LowRankDelta(down, up)
+    return deltas
+
+
+def relative_error(one: LowRankDelta, other: LowRankDelta) -> float:
+    """‖one − other‖ / ‖other‖, from the factors, float64."""
+
+    def dot(a: LowRankDelta, b: LowRankDelta) -> float:
+        ups = a.up.flatten(1).double().T @ b.up.flatten(1).double()
+        downs = a.down.flatten(1).double() @ b.down.flatten(1).double().T
+        return a.scale * b.scale * float((ups * downs).sum())
+
+    return math.sqrt(max(0.0, dot(one, one) - 2 * dot(one, other) + dot(other, other))) / math.sqrt(
+        dot(other, other)
+    )

@@ -7,13 +7,14 @@ from typing import Any, Final
 
 import pytest
 import torch
+from support import relative_error, whole_adapter
 from torch import Tensor
 
 from lcm_arith.adapters import load
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
 from lcm_arith.families import LCM_TARGETS
-from lcm_arith.formats import container, dialects
+from lcm_arith.formats import container, dialects, writers
 from lcm_arith.formats.keys import canonical, split
 from lcm_arith.modules import (
     FAMILIES,
@@ -34,36 +35,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def adapter(family: str, endings: tuple[str, ...] = LCM_TARGETS, rank: int = 1) -> dict[str, Any]:
-    """A random update of every module of a family that ends so, small numbers."""
-    random, deltas = generator(), {}
-    for module, shape in table(family).items():
-        path = module.split(".", 1)[1]
-        if len(shape) < 2 or not any(path == e or path.endswith(f".{e}") for e in endings):
-            continue
-        ones = (1,) * (len(shape) - 2)
-        down = torch.randn(rank, *shape[1:], generator=random)
-        deltas[module] = LowRankDelta(down, torch.randn(shape[0], rank, *ones, generator=random))
-    return deltas
-
-
-def error(one: LowRankDelta, other: LowRankDelta) -> float:
-    """‖one − other‖ / ‖other‖, from the factors, float64."""
-
-    def dot(a: LowRankDelta, b: LowRankDelta) -> float:
-        ups = a.up.flatten(1).double().T @ b.up.flatten(1).double()
-        downs = a.down.flatten(1).double() @ b.down.flatten(1).double().T
-        return a.scale * b.scale * float((ups * downs).sum())
-
-    return math.sqrt(max(0.0, dot(one, one) - 2 * dot(one, other) + dot(other, other))) / math.sqrt(
-        dot(other, other)
-    )
-
-
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_tables_have_the_papers_modules_and_parameters(family: str) -> None:
     """arXiv:2311.05556, Table 1: 67.5, 105 and 197 million parameters at rank 64."""
-    deltas = {m: d for m, d in adapter(family).items() if m.startswith("unet.")}
+    deltas = {m: d for m, d in whole_adapter(family, LCM_TARGETS).items() if m.startswith("unet.")}
     count, millions = TARGETS[family]
     assert len(deltas) == count
     size = sum(64 * (d.up.numel() + d.down.numel()) for d in deltas.values())
@@ -97,22 +72,22 @@ def test_every_spelling_of_every_module_is_read(family: str) -> None:
             assert canonical(f"lora_unet_{path.replace('.', '_')}") == module
 
 
-@pytest.mark.parametrize("name", dialects.WRITERS)
+@pytest.mark.parametrize("name", writers.WRITERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_round_trip_loses_no_module_and_no_number(family: str, name: str) -> None:
-    deltas = adapter(family, rank=2)
+    deltas = whole_adapter(family, LCM_TARGETS, (2,))
     if name == "peft":
         deltas = {m: d for m, d in deltas.items() if m.startswith("unet.")}
     scaled = {m: d * (0.5 + i % 3) for i, (m, d) in enumerate(deltas.items())}
     if family not in PUBLISHED and name in ("kohya-sgm", "comfy"):
         with pytest.raises(UsageError, match="block names"):
-            dialects.spell(scaled, name, family)
+            writers.spell(scaled, name, family)
         return
-    tensors, metadata = dialects.spell(scaled, name, family)
+    tensors, metadata = writers.spell(scaled, name, family)
     back = dialects.parse(tensors, metadata, name)
     assert back.deltas.keys() == scaled.keys()
     # one product by the scale in float32
-    assert max(error(back.deltas[m], scaled[m]) for m in scaled) <= 1e-6
+    assert max(relative_error(back.deltas[m], scaled[m]) for m in scaled) <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -252,18 +227,18 @@ def test_diffusers_understands_our_kohya_names(family: str) -> None:
     import build_tables
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
-    deltas = adapter(family, (*LCM_TARGETS, "q_proj", "out_proj"))
+    deltas = whole_adapter(family, (*LCM_TARGETS, "q_proj", "out_proj"))
     xl = family in ("ssd1b", "sdxl")
     pipeline: Any = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     for name in ("kohya", "kohya-sgm")[: 2 if xl else 1]:
-        tensors, _ = dialects.spell(deltas, name, family)
+        tensors, _ = writers.spell(deltas, name, family)
         with torch.device("meta"):
             unet = UNet2DConditionModel(**build_tables.UNETS[family])
         state, alphas = pipeline.lora_state_dict(tensors, unet_config=unet.config)[:2]
         theirs = dialects.parse(state, {}, "diffusers").deltas
         assert theirs.keys() == deltas.keys()
         assert set(alphas.values()) == {1.0}
-        assert max(error(theirs[m], deltas[m]) for m in deltas) == 0.0
+        assert max(relative_error(theirs[m], deltas[m]) for m in deltas) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -291,14 +266,14 @@ def test_real_adapters_are_read_whole(name: str, modules: int, text: int) -> Non
     "endings", [LCM_TARGETS, ("to_q", "to_k", "to_v", "to_out.0"), ("attn2.to_k",)]
 )
 def test_shapes_tell_the_family(family: str, endings: tuple[str, ...]) -> None:
-    found = candidates({m: tuple(d.shape) for m, d in adapter(family, endings).items()})
+    found = candidates({m: tuple(d.shape) for m, d in whole_adapter(family, endings).items()})
     assert found[0].family == family
     assert found[0].coverage == 1.0
     assert {c.family for c in found} <= {family, "sdxl" if family == "ssd1b" else family}
 
 
 def test_what_shapes_cannot_tell_is_a_tie() -> None:
-    shapes = {m: tuple(d.shape) for m, d in adapter("sd15", ("attn1.to_q",)).items()}
+    shapes = {m: tuple(d.shape) for m, d in whole_adapter("sd15", ("attn1.to_q",)).items()}
     assert {(c.family, c.coverage) for c in candidates(shapes)} == {("sd15", 1.0), ("sd2", 1.0)}
 
 

@@ -21,7 +21,7 @@ from lcm_arith.errors import (
     OutputExistsError,
     StorageError,
 )
-from lcm_arith.formats import container, dialects
+from lcm_arith.formats import container, dialects, writers
 from lcm_arith.projection import reproject
 from lcm_arith.vector import TaskVector
 
@@ -249,7 +249,7 @@ MODULE = "unet.down_blocks.0.resnets.0.conv1"
 )
 def test_a_hostile_header_is_refused(tmp_path: Path, config: str) -> None:
     path = tmp_path / "x.safetensors"
-    tensors, _ = dialects.spell(random_vector(4, 1.0, seed=1))
+    tensors, _ = writers.spell(random_vector(4, 1.0, seed=1))
     save_file(tensors, path, metadata={"lora_adapter_metadata": config})
     with pytest.raises(InvalidContentError, match=r"x\.safetensors"):
         load(path)
@@ -271,7 +271,7 @@ def test_a_hostile_header_is_refused(tmp_path: Path, config: str) -> None:
 )
 def test_hostile_tensors_are_refused(tmp_path: Path, wrong: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "x.safetensors"
-    tensors, metadata = dialects.spell(random_vector(4, 1.0, seed=1))
+    tensors, metadata = writers.spell(random_vector(4, 1.0, seed=1))
     save_file({**tensors, **wrong}, path, metadata=metadata)
     with pytest.raises(InvalidContentError, match="conv1"):
         load(path)
@@ -301,7 +301,7 @@ def test_every_error_has_an_exit_code_of_the_design() -> None:
 
 def test_parse_and_spell_are_inverse() -> None:
     tau = random_vector(4, 1.0, seed=1)
-    tensors, metadata = dialects.spell(tau)
+    tensors, metadata = writers.spell(tau)
     back = dialects.parse(tensors, metadata, "x").deltas
     assert all(torch.allclose(back[m].dense(), tau[m].dense(), atol=1e-7) for m in tau)
 

@@ -1,4 +1,5 @@
 """Files: reading what others wrote, and writing one canonical form.
 
-:mod:`.container` reads and writes safetensors bytes, :mod:`.diffusers` knows one dialect of keys.
+:mod:`.container` reads and writes safetensors bytes, :mod:`.dialects` reads keys of every dialect,
+:mod:`.writers` writes them.
 """

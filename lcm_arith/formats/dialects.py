@@ -1,33 +1,26 @@
-"""Adapter files of every dialect → updates of canonical modules, and back."""
+"""Adapter files of every dialect → updates of canonical modules."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-import torch
 from torch import Tensor
 
-from lcm_arith.delta import LowRankDelta, column, concatenate
+from lcm_arith.delta import LowRankDelta, column
 from lcm_arith.dora import decomposed
-from lcm_arith.errors import IncompatibleError, InvalidContentError, UsageError
+from lcm_arith.errors import IncompatibleError, InvalidContentError
 from lcm_arith.formats import diffusers
 from lcm_arith.formats.keys import Sorted, sort_keys
 from lcm_arith.formats.kinds import update
 from lcm_arith.formats.preflight import SafeFile, shown
 from lcm_arith.modules import (
-    BIAS,
     GAIN,
-    MAGNITUDE,
-    PUBLISHED,
     fits,
-    is_norm,
     is_vector,
-    kohya_name,
-    owner,
-    sgm_names,
+    kernels,
 )
 from lcm_arith.vector import Base
 
@@ -65,7 +58,7 @@ class Stored(Mapping[str, LowRankDelta]):
         module = target.removesuffix(GAIN)
         parts = {part: self.tensors[key] for part, key in self.keys_of[module].items()}
         magnitude = _magnitude(parts)
-        delta = update(parts, self.alphas[target])[1]
+        delta = _update(module, parts, self.alphas[target])[1]
         if magnitude is None or self.base is None:
             return delta
         turned, gain = decomposed(delta, magnitude, self.base.weight(module))
@@ -122,7 +115,7 @@ def parse(
             if is_vector(module) and not _flat(parts):
                 raise InvalidContentError("a bias or norm is one list of numbers (diff)")
             magnitude = _magnitude(parts)
-            kind, outlines[module] = update(parts, alpha)
+            kind, outlines[module] = _update(module, parts, alpha)
             alphas[module] = alpha
             if magnitude is not None:
                 kind = f"DoRA ({kind})"
@@ -185,6 +178,18 @@ def _flat(parts: Mapping[str, Tensor]) -> bool:
     return parts.keys() == {"diff"} and parts["diff"].ndim == 1
 
 
+def _update(
+    module: str, parts: Mapping[str, Tensor], alpha: float | None
+) -> tuple[str, LowRankDelta]:
+    """Kind and update, in the shape of its weight: LyCORIS stores LoHa and LoKr of it flat."""
+    kind, delta = update(parts, alpha)
+    inner = kernels(module).get(delta.down.shape[1]) if delta.down.ndim == 2 else None
+    if inner is None:
+        return kind, delta
+    down, up = delta.down.reshape(-1, *inner), delta.up[:, :, None, None]
+    return kind, LowRankDelta(down, up, delta.scale)
+
+
 def _check_keys(found: Sorted, count: int, where: str) -> None:
     if found.refused:
         key, kind = next(iter(found.refused.items()))
@@ -214,185 +219,3 @@ def _check_keys(found: Sorted, count: int, where: str) -> None:
 def _listed(lines: list[str] | tuple[str, ...]) -> str:
     more = f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return "".join(f"\n  {shown(line, 240)}" for line in sorted(lines)[:_SHOWN]) + more
-
-
-@dataclass(frozen=True, eq=False)
-class Spelling:
-    """The names of a vector in a dialect, without a number.
-
-    Args:
-        keys: Canonical module → names of its down and up factor and, where there is one, of alpha;
-            of a list of numbers, one name.
-        shapes: Shape of such a list, where it is not flat.
-        metadata: The header.
-    """
-
-    keys: Mapping[str, tuple[str, str, str | None] | tuple[str]]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-    def tensors(self, module: str, delta: LowRankDelta) -> dict[str, Tensor]:
-        """What the file holds of one module; the scale goes into up, so that alpha = rank."""
-        names = self.keys[module]
-        if len(names) == 1:
-            return {names[0]: delta.dense().reshape(self.shapes.get(module, (-1,)))}
-        delta = concatenate([delta])
-        down, up, alpha = names
-        named = {down: delta.down, up: delta.up}
-        return named if alpha is None else named | {alpha: torch.tensor(float(delta.rank))}
-
-
-def spelling(outlines: Mapping[str, LowRankDelta], form: str, family: str | None) -> Spelling:
-    """Names and header of a vector in a dialect.
-
-    Args:
-        outlines: Module → shapes and rank; numbers do no harm.
-        form: A row of WRITERS.
-        family: Of the model, where it is known.
-
-    Raises:
-        UsageError, InvalidContentError: If the dialect cannot hold the model's modules.
-    """
-    return WRITERS[form](outlines, family)
-
-
-def spell(
-    deltas: Mapping[str, LowRankDelta], form: str = "diffusers", family: str | None = None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a vector in a dialect, all in memory."""
-    names = spelling(deltas, form, family)
-    tensors = {k: t for m in deltas for k, t in names.tensors(m, deltas[m]).items()}
-    return tensors, dict(names.metadata)
-
-
-def _diffusers(outlines: Mapping[str, LowRankDelta], _: str | None) -> Spelling:
-    """``unet.<path>.lora_A.weight``; ranks and alphas in the header."""
-    return _dotted(outlines, lambda module: module)
-
-
-def _dotted(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -> Spelling:
-    vectors = [m for m in outlines if is_vector(m) and not m.endswith(MAGNITUDE)]
-    if vectors:
-        raise InvalidContentError(
-            f"{len(vectors)} biases or norms are changed, {vectors[0]} for one, which readers of "
-            "diffusers' and PEFT's files reject",
-            hint="write --format comfy or kohya, which hold them",
-        )
-    keys: dict[str, tuple[str, str, str | None] | tuple[str]] = {}
-    shapes = {}
-    for target in outlines:
-        name = stem(owner(target))
-        if owner(target) == target:
-            keys[target] = (f"{name}.lora_A.weight", f"{name}.lora_B.weight", None)
-        else:
-            keys[target] = (f"{name}.lora_magnitude_vector",)
-            shapes[target] = _magnitude_shape(outlines, target, first=1)
-    ranks = {m: outline.rank for m, outline in outlines.items() if owner(m) == m}
-    return Spelling(keys, diffusers.adapter_metadata(ranks, dora=bool(shapes)), shapes)
-
-
-def _magnitude_shape(
-    outlines: Mapping[str, LowRankDelta], target: str, *, first: int
-) -> tuple[int, ...]:
-    """PEFT keeps m as ``[out]`` or ``[1, out, 1, 1]``; others (first = 0) as ``[out, 1, …]``."""
-    ones = (1,) * (len(outlines[owner(target)].shape) - 1)
-    rows = outlines[target].shape[0]
-    if first:
-        return (1, rows, *ones[1:]) if len(ones) > 1 else (rows,)
-    return (rows, *ones)
-
-
-def _peft(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
-    """PEFT's own file: ``base_model.model.<path>.lora_A.weight``, of the UNet alone."""
-    others = sorted(module for module in outlines if not module.startswith("unet."))
-    if others:
-        raise InvalidContentError(
-            f"{others[0]}: a PEFT file holds one component, this adapter has more "
-            f"({len(others)} modules outside the UNet)",
-            hint="write diffusers or kohya",
-        )
-    return _dotted(outlines, lambda module: f"base_model.model.{module.removeprefix('unet.')}")
-
-
-def _kohya(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
-    """Kohya's file with diffusers' block names; alpha = rank in every module."""
-    return _underscored(outlines, family, {})
-
-
-def _kohya_sgm(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
-    """Kohya's file with Stability's block names, as kohya trains SDXL."""
-    return _underscored(outlines, family, sgm_names(_published(family, "kohya-sgm")))
-
-
-def _comfy(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
-    """ComfyUI's own: ``diffusion_model.<SGM path>.lora_up.weight``; text encoders by CLIP."""
-    names = sgm_names(_published(family, "comfy"))
-    clip = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-
-    def stem(module: str) -> str:
-        component, path = module.split(".", 1)
-        if component == "unet":
-            return f"diffusion_model.{names[module]}"
-        return f"text_encoders.{clip[component]}.transformer.{path}"
-
-    return _up_down(outlines, stem)
-
-
-def _underscored(
-    outlines: Mapping[str, LowRankDelta], family: str | None, sgm: Mapping[str, str]
-) -> Spelling:
-    encoders = 2 if family in ("ssd1b", "sdxl") or _has_second(outlines) else 1
-
-    def stem(module: str) -> str:
-        if module in sgm:
-            return f"lora_unet_{sgm[module].replace('.', '_')}"
-        return kohya_name(module, text_encoders=encoders)
-
-    return _up_down(outlines, stem)
-
-
-def _up_down(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -> Spelling:
-    stems = {module: stem(owner(module)) for module in outlines}
-    return Spelling(
-        {
-            m: (f"{name}.{_vector_part(m)}",)
-            if is_vector(m)
-            else (f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha")
-            for m, name in stems.items()
-        },
-        shapes={
-            m: _magnitude_shape(outlines, m, first=0) for m in outlines if m.endswith(MAGNITUDE)
-        },
-    )
-
-
-def _vector_part(target: str) -> str:
-    """The ending that LyCORIS and ComfyUI read."""
-    if target.endswith(MAGNITUDE):
-        return "dora_scale"
-    if is_norm(target):
-        return "b_norm" if target.endswith(BIAS) else "w_norm"
-    return "diff_b"
-
-
-def _has_second(outlines: Mapping[str, LowRankDelta]) -> bool:
-    return any(module.startswith("text_encoder_2.") for module in outlines)
-
-
-def _published(family: str | None, dialect: str) -> str:
-    if family not in PUBLISHED:
-        raise UsageError(
-            f"{dialect}: needs a model with Stability's block names, this one is "
-            f"{family or 'unknown'}",
-            hint="write diffusers or kohya",
-        )
-    return family
-
-
-WRITERS: Final[Mapping[str, Callable[[Mapping[str, LowRankDelta], str | None], Spelling]]] = {
-    "diffusers": _diffusers,
-    "peft": _peft,
-    "kohya": _kohya,
-    "kohya-sgm": _kohya_sgm,
-    "comfy": _comfy,
-}

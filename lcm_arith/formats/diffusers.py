@@ -17,6 +17,7 @@ from typing import Any, Final
 from lcm_arith.errors import InvalidContentError
 
 ADAPTER_METADATA: Final = "lora_adapter_metadata"
+_TEXT_MODEL: Final = "text_model."
 _ABSENT: Final = object()  # null is a value, and a wrong one
 
 
@@ -68,11 +69,16 @@ class Alphas:
                 f"{self._where}: alpha_pattern {pattern[:60]!r} is a regular expression",
                 hint="only module names and their endings are understood",
             )
-        return path == name or (not anchored and path.endswith(f".{name}"))
+        own = (path, path.removeprefix(_TEXT_MODEL))
+        return name in own or (not anchored and path.endswith(f".{name}"))
 
 
 def adapter_metadata(ranks: Mapping[str, int], *, dora: bool = False) -> dict[str, str]:
-    """The header that says rank and alpha = rank of every module, for each component."""
+    """The header that says rank and alpha = rank of every module, for each component.
+
+    A text encoder's modules are named from ``encoder.`` on: PEFT finds them by the ends of their
+    names, whether the installed transformers has ``text_model.`` before it or not.
+    """
     by_component: dict[str, dict[str, int]] = {}
     for module, rank in ranks.items():
         component, path = module.split(".", 1)
@@ -80,14 +86,20 @@ def adapter_metadata(ranks: Mapping[str, int], *, dora: bool = False) -> dict[st
     config: dict[str, object] = {}
     for component, of in by_component.items():
         common = Counter(of.values()).most_common(1)[0][0]
-        others = {f"^{path}": rank for path, rank in sorted(of.items()) if rank != common}
+        others = {_pattern(path): rank for path, rank in sorted(of.items()) if rank != common}
         config |= {
             f"{component}.r": common,
             f"{component}.lora_alpha": common,
             f"{component}.rank_pattern": others,
             f"{component}.alpha_pattern": others,
-            f"{component}.target_modules": sorted(of),
+            f"{component}.target_modules": sorted(path.removeprefix(_TEXT_MODEL) for path in of),
         }
         if dora:
             config[f"{component}.use_dora"] = True
     return {ADAPTER_METADATA: json.dumps(config, sort_keys=True)}
+
+
+def _pattern(path: str) -> str:
+    """What PEFT's rule matches with this module alone."""
+    ending = path.removeprefix(_TEXT_MODEL)
+    return f"^{path}" if ending == path else ending

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
 
-from lcm_arith.modules import BIAS, FAMILIES, PUBLISHED, sgm_names, spellings, table
+from lcm_arith.modules import (
+    BIAS,
+    FAMILIES,
+    PUBLISHED,
+    sgm_names,
+    spellings,
+    table,
+    with_text_model,
+)
 
 # Suffix → (part, dialect), tried in this order; {0} is the stem.
 _SUFFIXES: Final = tuple(
@@ -109,6 +117,7 @@ _PREFIXES: Final = (
     ("unet.base_model.model.", "unet."),
     ("base_model.model.unet.", "unet."),
     ("base_model.model.text_model.", "text_encoder.text_model."),
+    ("base_model.model.encoder.layers.", "text_encoder.text_model.encoder.layers."),
     ("base_model.model.", "unet."),
     ("text_encoders.clip_l.transformer.", "text_encoder."),
     ("text_encoders.clip_g.transformer.", "text_encoder_2."),
@@ -146,10 +155,10 @@ _OLD_TEXT_ATTENTION: Final = {
 
 
 def _tidy(component: str, path: str) -> str | None:
-    """Without the names of old diffusers.
+    """The names of today, and ``text_model.`` in those of a text encoder.
 
-    Its attention processors left out the output layer's number, and it named the layers of the text
-    encoders' attention like the UNet's.
+    Old diffusers' attention processors left out the output layer's number, and it named the layers
+    of the text encoders' attention like the UNet's.
     """
     path = path.replace(".processor.", ".")
     block, attention, layer = path.rpartition(".self_attn.")
@@ -157,7 +166,7 @@ def _tidy(component: str, path: str) -> str | None:
         path = block + attention + _OLD_TEXT_ATTENTION[layer]
     elif path.endswith(".to_out"):
         path += ".0"
-    return f"{component}{path}" if _PATH.fullmatch(path) else None
+    return with_text_model(f"{component}{path}") if _PATH.fullmatch(path) else None
 
 
 @cache

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundError
 from lcm_arith.formats.preflight import SafeFile
-from lcm_arith.modules import BIAS, EMBEDDED, GAIN, PUBLISHED, fits, sgm_names, table
+from lcm_arith.modules import BIAS, GAIN, PUBLISHED, fits, sgm_names, table, with_text_model
 
 COMPONENTS: Final = ("unet", "text_encoder", "text_encoder_2")
 _FILES: Final = ("diffusion_pytorch_model.safetensors", "model.safetensors")
@@ -125,16 +125,11 @@ class Model:
         ]
 
 
-def _target(component: str, key: str, width: int) -> str | None:
+def _target(component: str, key: str) -> str | None:
     """The canonical target of a key in a diffusers folder; None for a buffer."""
     if not key.endswith((".weight", BIAS)):
         return None
-    target = f"{component}.{key.removesuffix('.weight')}"
-    if component != "unet" and not key.startswith((_TEXT_MODEL, "text_projection")):
-        known = table(EMBEDDED).get(target.removesuffix(BIAS))
-        if known is None or known[0] != width:  # as transformers 5 names them
-            return f"{component}.{_TEXT_MODEL}{key.removesuffix('.weight')}"
-    return target
+    return with_text_model(f"{component}.{key.removesuffix('.weight')}")
 
 
 def _of_folder(folder: Path) -> Model:
@@ -152,8 +147,8 @@ def _of_folder(folder: Path) -> Model:
             continue
         name = f"{component}/{path.name}"
         files[name] = SafeFile.open(path, checkpoint=True)
-        for key, entry in files[name].entries.items():
-            target = _target(component, key, entry.shape[0] if entry.shape else 0)
+        for key in files[name].entries:
+            target = _target(component, key)
             if target is not None:
                 places[target] = Place(name, key)
     if not any(target.startswith("unet.") for target in places):

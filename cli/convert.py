@@ -16,6 +16,8 @@ EXAMPLES = """Examples:
 
   lcm-arith convert style.safetensors -o style-comfy.safetensors --format comfy
 
+  lcm-arith convert style.safetensors -o peft-folder --format peft
+
   lcm-arith convert old.safetensors -o new.safetensors --format diffusers --dtype float16
 
   lcm-arith convert old.bin -o new.safetensors --allow-pickle
@@ -26,9 +28,9 @@ def command(
     adapter: Annotated[
         str, typer.Argument(help="Shipped name or file.", show_default="lcm")
     ] = "lcm",
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
-        "converted.safetensors"
-    ),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="File to write, or PEFT's folder.")
+    ] = Path("converted.safetensors"),
     form: options.Format = options.FormatName.kohya,
     dtype: options.Dtype = options.DtypeName.float32,
     base: options.DoraBase = None,
@@ -44,8 +46,12 @@ def command(
 ) -> None:
     """Write an adapter in another format: the same updates, whatever their ranks."""
     from lcm_arith.adapters import check_output, load
+    from lcm_arith.formats.container import refuse_existing_folder
 
-    check_output(out, force=force)
+    if form is options.FormatName.peft and not out.suffix:
+        refuse_existing_folder(out, force=force)
+    else:
+        check_output(out, force=force)
     tau = load(adapter, base, allow_pickle=allow_pickle)
     result = write_vector(tau, out, dtype=dtype, force=force, about={}, form=form.value)
     if as_json:

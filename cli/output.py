@@ -99,11 +99,14 @@ def write_vector(
     form: str = "diffusers",
 ) -> dict[str, Any]:
     """Saves a vector; what was written, JSON-ready."""
-    from lcm_arith.adapters import DTYPES, save
+    from lcm_arith.adapters import DTYPES, save, save_folder
     from lcm_arith.modules import is_vector
     from lcm_arith.projection import retained_energy
 
-    digest = save(tau, out, dtype=DTYPES[dtype], about=about, force=force, form=form)
+    if form == "peft" and not out.suffix:
+        digest = save_folder(tau, out, dtype=DTYPES[dtype], about=about, force=force)
+    else:
+        digest = save(tau, out, dtype=DTYPES[dtype], about=about, force=force, form=form)
     layers = [target for target in tau if not is_vector(target)]
     ranks = [tau.rank_of(target) for target in layers or tau]
     return {
@@ -115,7 +118,7 @@ def write_vector(
         "retained_energy": retained_energy(tau),
         "dtype": dtype,
         "format": form,
-        "bytes": out.stat().st_size,
+        "bytes": sum(path.stat().st_size for path in (out, *out.rglob("*")) if path.is_file()),
     }
 
 

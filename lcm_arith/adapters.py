@@ -251,6 +251,28 @@ def save(
     return container.write_tensors(path, layout, spread, metadata, force=force, check=prove)
 
 
+def save_folder(
+    tau: TaskVector,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    about: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> str:
+    """Writes ``tau`` as PEFT's folder, whole or not at all; returns the sha256 of its numbers.
+
+    Raises:
+        UsageError, InvalidContentError, StorageError, VerificationError: As :func:`save`.
+        OutputExistsError, NotFoundError: As :func:`container.refuse_existing_folder`.
+    """
+    with container.whole_folder(folder, force=force) as part:
+        path = part / peft_folder.WEIGHTS
+        digest = save(tau, path, dtype=dtype, about=about, form="peft")
+        text = peft_folder.config_text(SafeFile.open(path).metadata)
+        container.write_bytes(part / peft_folder.CONFIG, text.encode())
+    return digest
+
+
 def _as_stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """In ``dtype``; an alpha stays float32, since bfloat16 has no 257."""
     return tensor.to(dtype) if tensor.ndim else tensor.to(torch.float32)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +24,7 @@ from lcm_arith.elementwise import generator, leading_of
 from lcm_arith.errors import (
     IncompatibleError,
     InvalidContentError,
-    NotFoundError,
     OutputExistsError,
-    StorageError,
     UsageError,
 )
 from lcm_arith.formats import container
@@ -75,28 +71,16 @@ def fuse(tau: TaskVector, base: Path, out: Path, *, force: bool = False) -> dict
 def _fuse_folder(
     tau: TaskVector, model: Model, updates: Updates, out: Path, *, force: bool
 ) -> dict[str, str]:
-    if out.exists() and not force:
-        raise OutputExistsError(f"{out}: exists", hint="choose another name or add --force")
-    if out.exists() and not out.is_dir():
-        raise OutputExistsError(f"{out}: is a file", hint="name a folder")
-    if not out.parent.is_dir():
-        raise NotFoundError(f"{out.parent}: no such folder", hint="make it first")
     changed = sorted({name for name, _ in updates})
     skipped = {model.path / name for name in changed}
-    try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-            part = Path(temporary) / "model"
-            shutil.copytree(
-                model.path,
-                part,
-                ignore=lambda at, names: [n for n in names if Path(at) / n in skipped],
-            )
-            digests = {name: _fuse_file(tau, model, name, updates, part / name) for name in changed}
-            if out.exists():
-                os.replace(out, Path(temporary) / "before")
-            os.replace(part, out)
-    except OSError as error:
-        raise StorageError(f"{out}: cannot be written ({error.strerror})") from error
+    with container.whole_folder(out, force=force) as part:
+        shutil.copytree(
+            model.path,
+            part,
+            ignore=lambda at, names: [n for n in names if Path(at) / n in skipped],
+            dirs_exist_ok=True,
+        )
+        digests = {name: _fuse_file(tau, model, name, updates, part / name) for name in changed}
     return digests
 
 

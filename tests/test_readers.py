@@ -13,17 +13,21 @@ from typing import Any, Final
 
 import pytest
 import torch
+from peft import PeftModel
 from support import relative_error, whole_adapter
+from test_cli import fails, run
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lcm_arith.adapters import load, save
 from lcm_arith.delta import LowRankDelta
+from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError
 from lcm_arith.families import LCM_TARGETS
 from lcm_arith.formats import container, dialects, writers
 from lcm_arith.formats.diffusers import ADAPTER_METADATA
 from lcm_arith.modules import ending, kohya_name, with_text_model
+from lcm_arith.sampling import load_pipeline
 from lcm_arith.vector import Source, TaskVector
 
 TEXT: Final = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -296,3 +300,27 @@ def test_what_diffusers_saves_of_a_text_encoder_is_read(tmp_path: Path) -> None:
         text_encoder_lora_adapter_metadata=encoder.peft_config["x"].to_dict(),
     )  # fmt: skip
     check_peft({"text_encoder": encoder}, load(tmp_path / "theirs.safetensors"), "x")
+
+
+def test_our_peft_folder_is_what_peft_loads(tmp_cwd: Path) -> None:
+    run("combine", "noto:0.8", "lcm:-0.5,mid=0", "-o", "sum.safetensors")
+    run("convert", "sum.safetensors", "-o", "folder", "--format", "peft")
+    assert sorted(path.name for path in Path("folder").iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    tau = load("sum.safetensors")
+    unet: Any = load_pipeline(files.MODEL).unet
+    before = {m: unet.get_submodule(m.removeprefix("unet.")).weight.clone() for m in tau}
+    merged: Any = PeftModel.from_pretrained(unet, "folder").merge_and_unload()
+    for module, weight in before.items():
+        after = merged.get_submodule(module.removeprefix("unet.")).weight
+        # W + ΔW in float32, of which W is the larger part
+        torch.testing.assert_close(after - weight, tau[module].dense(), rtol=0, atol=2e-6)
+    back = load("folder")
+    assert set(back) == set(tau)
+    assert {m: tau[m].rank for m in tau} == {m: back[m].rank for m in back}
+    assert len({tau[m].rank for m in tau}) > 1
+    assert fails("convert", "sum.safetensors", "-o", "folder", "--format", "peft")[0] == 3
+    run("convert", "lcm", "-o", "folder", "--format", "peft", "--force")
+    lcm = load("lcm")
+    assert {d.rank for d in load("folder").values()} == {lcm[m].rank for m in lcm}

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -90,6 +91,42 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise OutputExistsError(f"{path}: exists", hint="choose another name or add --force")
     if not path.parent.is_dir():
         raise NotFoundError(f"{path.parent}: no such folder", hint="make it first")
+
+
+def refuse_existing_folder(folder: Path, *, force: bool) -> None:
+    """Raises where a folder could not be put; call it before long work.
+
+    Raises:
+        OutputExistsError: If ``folder`` exists and ``force`` is off, or is a file.
+        NotFoundError: If the folder above it does not exist.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputExistsError(f"{folder}: is a file", hint="name a folder")
+    if folder.exists() and not force:
+        raise OutputExistsError(f"{folder}: exists", hint="choose another name or add --force")
+    if not folder.parent.is_dir():
+        raise NotFoundError(f"{folder.parent}: no such folder", hint="make it first")
+
+
+@contextmanager
+def whole_folder(folder: Path, *, force: bool) -> Iterator[Path]:
+    """A folder to fill, which gets its name when all went well, and is gone else.
+
+    Raises:
+        OutputExistsError, NotFoundError: As :func:`refuse_existing_folder`.
+        StorageError: If the disk refuses.
+    """
+    refuse_existing_folder(folder, force=force)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            part = Path(temporary) / "part"
+            part.mkdir()
+            yield part
+            if folder.exists():
+                os.replace(folder, Path(temporary) / "before")
+            os.replace(part, folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
 def write_tensors(

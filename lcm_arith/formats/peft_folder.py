@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,6 @@ _COMPONENTS: Final = ("unet", "text_encoder")
 
 # Field → what it says when an update is no plain sum of factors.
 _REFUSED: Final = {
-    "use_dora": "DoRA, whose update depends on the base model's weight",
     "lora_bias": "LoRA with trained biases",
     "fan_in_fan_out": "LoRA on transposed weights",
     "modules_to_save": "whole modules beside the LoRA",
@@ -73,3 +73,11 @@ def resolve(folder: Path, *, allow_pickle: bool = False) -> tuple[Path, dict[str
             raise InvalidContentError(f"{config}: {name}: {what}; that cannot be summed")
     said = {f"{component}.{name}": v for component in _COMPONENTS for name, v in fields.items()}
     return weights, {ADAPTER_METADATA: json.dumps(said)}
+
+
+def config_text(metadata: Mapping[str, str]) -> str:
+    """``adapter_config.json`` of a file of the UNet alone, from its header."""
+    said = json.loads(metadata[ADAPTER_METADATA])
+    own = {name.removeprefix("unet."): value for name, value in said.items()}
+    fixed = {"peft_type": "LORA", "bias": "none", "lora_dropout": 0.0, "inference_mode": True}
+    return json.dumps({**fixed, **own}, sort_keys=True, indent=2) + "\n"

@@ -13,6 +13,7 @@ from torch import Tensor
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import IncompatibleError, InvalidContentError
 from lcm_arith.modules import GAIN, is_vector
+from lcm_arith.pool import ahead
 from lcm_arith.vector import TaskVector
 
 
@@ -85,22 +86,21 @@ def interference(one: TaskVector, other: TaskVector) -> list[Interference]:
         raise IncompatibleError(
             "the two have no target module in common", hint="they do not meet anywhere"
         )
-    found = []
-    for module in shared:
+
+    def compared(module: str) -> Interference:
         (one + other).shape_of(module)
         a, b = one[module], other[module]
         norms = norm(a), norm(b)
         product = norms[0] * norms[1]
-        found.append(
-            Interference(
-                module,
-                inner(a, b) / product if product else 0.0,
-                overlap(a.up.flatten(1), b.up.flatten(1)),
-                overlap(a.down.flatten(1).T, b.down.flatten(1).T),
-                norms,
-            )
+        return Interference(
+            module,
+            inner(a, b) / product if product else 0.0,
+            overlap(a.up.flatten(1), b.up.flatten(1)),
+            overlap(a.down.flatten(1).T, b.down.flatten(1).T),
+            norms,
         )
-    return found
+
+    return list(ahead(compared, shared))
 
 
 def overlap(one: Tensor, other: Tensor) -> float:
@@ -133,13 +133,14 @@ def distance(one: TaskVector, other: TaskVector) -> tuple[float, float]:
         IncompatibleError: If a module has different shapes.
     """
     gap = (one - other) if one.terms else -other
-    lost = total = 0.0
-    for module in gap:
+
+    def energies(module: str) -> tuple[float, float]:
         gap.shape_of(module)
-        lost += _exact(gap[module])
-        if module in other:
-            total += inner(other[module], other[module])
-    return math.sqrt(lost), math.sqrt(total)
+        own = other.once(module) if module in other else None
+        return _exact(gap.once(module)), 0.0 if own is None else inner(own, own)
+
+    pairs = list(ahead(energies, gap))
+    return math.sqrt(sum(lost for lost, _ in pairs)), math.sqrt(sum(whole for _, whole in pairs))
 
 
 def _exact(delta: LowRankDelta) -> float:

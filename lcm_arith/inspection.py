@@ -14,6 +14,7 @@ from lcm_arith.formats import dialects
 from lcm_arith.formats.container import tensors_digest
 from lcm_arith.formats.keys import dialect
 from lcm_arith.modules import GAIN, candidates, is_vector
+from lcm_arith.pool import one_thread
 
 _TRIGGERS: Final = ("instance_prompt", "modelspec.trigger_phrase", "ss_trigger_words")
 
@@ -67,6 +68,9 @@ def inspect(name: str | Path, base: Path | None = None) -> Inspection:
     layers = [delta for target, delta in deltas.items() if not is_vector(target)]
     factors = [tensor for tensor in tensors.values() if tensor.ndim]  # alphas are not told here
     alphas = Counter(f"{d.scale * d.rank:g}" for d in layers)
+    with one_thread():
+        norm = math.sqrt(sum(inner(d, d) for d in deltas.values()))
+        blocks = share_by_block(deltas)
     return Inspection(
         path=str(file.path),
         sha256=digest,
@@ -80,8 +84,8 @@ def inspect(name: str | Path, base: Path | None = None) -> Inspection:
         without_alpha=parsed.without_alpha,
         dtypes=dict(Counter(str(f.dtype).removeprefix("torch.") for f in factors)),
         parameters=sum(t.numel() for t in tensors.values()),
-        norm=math.sqrt(sum(inner(d, d) for d in deltas.values())),
-        blocks=share_by_block(deltas),
+        norm=norm,
+        blocks=blocks,
         triggers={key: metadata[key] for key in _TRIGGERS if key in metadata},
         metadata=dict(sorted(metadata.items())),
     )

@@ -12,6 +12,7 @@ from typing import Final
 
 from lcm_arith.analysis import inner
 from lcm_arith.errors import UsageError
+from lcm_arith.pool import one_thread
 from lcm_arith.vector import TaskVector
 
 Policy = Callable[[Sequence[float], Sequence[TaskVector]], list[float]]
@@ -32,7 +33,8 @@ def energy(weights: Sequence[float], _: Sequence[TaskVector]) -> list[float]:
 
 def norm(_: Sequence[float], vectors: Sequence[TaskVector]) -> list[float]:
     """λᵢ ‖τ_T‖ / ‖τᵢ‖: at equal λ every vector has the length of the last one."""
-    lengths = [math.sqrt(sum(inner(tau[m], tau[m]) for m in tau)) for tau in vectors]
+    with one_thread():
+        lengths = [math.sqrt(sum(inner(tau[m], tau[m]) for m in tau)) for tau in vectors]
     if not all(lengths):
         raise UsageError("norm: a vector is zero, it has no direction")
     return [lengths[-1] / length for length in lengths]

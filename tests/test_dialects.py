@@ -315,7 +315,6 @@ def test_a_folder_that_peft_wrote_is_read_with_its_ranks_and_alphas(
         ("{", InvalidContentError, "not JSON"),
         ("[1]", InvalidContentError, "not an object"),
         ('{"peft_type": "LOHA"}', InvalidContentError, "LOHA"),
-        ('{"use_dora": true}', InvalidContentError, "DoRA"),
         ('{"modules_to_save": ["x"]}', InvalidContentError, "modules_to_save"),
         ('{"r": "' + "x" * 2**20 + '"}', InvalidContentError, "1 MiB"),
     ],

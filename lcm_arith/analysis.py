@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lcm_arith.delta import LowRankDelta
+from lcm_arith.dit import COMPONENT
 from lcm_arith.errors import IncompatibleError, InvalidContentError
 from lcm_arith.modules import GAIN, is_vector
 from lcm_arith.pool import ahead
@@ -33,8 +34,10 @@ def norm(delta: LowRankDelta) -> float:
 
 
 def block_of(module: str) -> str:
-    """Component and block: ``unet.up_blocks.1``, ``text_encoder``."""
+    """Component and block: ``unet.up_blocks.1``, ``text_encoder``; of a transformer, its kind."""
     component, *path = module.split(".")
+    if component == COMPONENT:
+        return f"{component}.{path[0]}"
     if component != "unet":
         return component
     return ".".join(("unet", path[0], *(path[1:2] if path[1:2] and path[1].isdigit() else ())))

@@ -6,14 +6,16 @@ row; its measured defaults are stored beside it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
 
+from lcm_arith import dit
 from lcm_arith.embedded import files
 from lcm_arith.errors import IncompatibleError, UsageError
-from lcm_arith.modules import fits, target_shape, weight_shapes
+from lcm_arith.modules import candidates, fits, target_shape, weight_shapes
 from lcm_arith.vector import TaskVector
 
 # The 14 kinds of layer that LCM-LoRA adapts (arXiv:2311.05556, Table 1; 278 modules of SD1.5).
@@ -130,14 +132,17 @@ def check_same_family(vectors: dict[str, TaskVector]) -> None:
         vectors: Name or path → vector, as the user gave them.
 
     Raises:
-        IncompatibleError: If one fits the embedded model and another does not, or two have no
-            module in common or one in different shapes.
+        IncompatibleError: If one fits the embedded model and another does not, two are of different
+            families, have no module in common or one in different shapes, or spell the layers of
+            one transformer differently.
     """
+    _check_spelling(vectors)
     wrong = {name: misfits(tau, embedded()) for name, tau in vectors.items() if tau}
     fitting = [name for name, bad in wrong.items() if not bad]
     if not fitting and len(wrong) > 1:
         (first, one), *rest = ((name, tau) for name, tau in vectors.items() if tau)
         for name, tau in rest:
+            _check_families({first: one, name: tau})
             shared = set(one.modules) & set(tau.modules)
             if not shared:
                 raise IncompatibleError(
@@ -153,5 +158,35 @@ def check_same_family(vectors: dict[str, TaskVector]) -> None:
             f"{name}: is an adapter of another architecture than {fitting[0]}: "
             f"{len(wrong[name])} of {len(vectors[name])} modules do not fit, "
             f"{module} of shape {list(vectors[name].shape_of(module))} for one",
+            hint="combine vectors of one base family",
+        )
+
+
+def _check_spelling(vectors: Mapping[str, TaskVector]) -> None:
+    """Raises where two vectors would be disjoint halves of one transformer."""
+    places: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for name, tau in vectors.items():
+        for spelling, module in dit.spellings_of(tau).items():
+            places.setdefault(spelling, name)
+            found.setdefault(spelling, module)
+    if len(found) > 1:
+        one, other = (places[spelling] for spelling in found)
+        raise IncompatibleError(f"{one} and {other}: {dit.two_spellings(found)}", hint=dit.RESPELL)
+
+
+def _check_families(vectors: Mapping[str, TaskVector]) -> None:
+    """Raises where two vectors fit known families, but none both, or a UNet and a transformer."""
+    fitting, parts = {}, {}
+    for name, tau in vectors.items():
+        shapes = {module: tuple(tau.shape_of(module)) for module in tau}
+        fitting[name] = [candidate.family for candidate in candidates(shapes)]
+        parts[name] = {module.partition(".")[0] for module in tau} & {"unet", dit.COMPONENT}
+    (one, first), (other, second) = fitting.items()
+    known = first and second and not set(first) & set(second)
+    if known or (parts[one] and parts[other] and not parts[one] & parts[other]):
+        told = [f"{n} of {' or '.join(fitting[n]) or 'an unknown model'}" for n in vectors]
+        raise IncompatibleError(
+            f"the adapters are of different families: {', '.join(told)}",
             hint="combine vectors of one base family",
         )

@@ -19,9 +19,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from lcm_arith import dit
 from lcm_arith.embedded import files
 
-Shape = tuple[int, ...]
+Shape = dit.Shape
 
 # Targets are weights, named like their modules, and with one of these endings:
 BIAS: Final = ".bias"  # its bias
@@ -36,6 +37,7 @@ KOHYA_PREFIX: Final = {
     "unet": "lora_unet",
     "text_encoder": "lora_te",
     "text_encoder_2": "lora_te2",
+    dit.COMPONENT: "lora_unet",
 }
 
 
@@ -202,7 +204,7 @@ class Candidate:
 
 
 def candidates(shapes: Mapping[str, Shape]) -> tuple[Candidate, ...]:
-    """The families whose tables have every module in that shape, best covered first.
+    """The families that have every module in that shape, best covered first.
 
     Args:
         shapes: Canonical module → shape of its dense update.
@@ -210,15 +212,29 @@ def candidates(shapes: Mapping[str, Shape]) -> tuple[Candidate, ...]:
     Returns:
         All that fit; more than one where shapes cannot tell them apart.
     """
+    found = []
+    for family in (*FAMILIES, *dit.TRANSFORMERS):
+        fitting = [
+            weights
+            for weights in _weights(family)
+            if all(fits(shape, target_shape(weights, m)) for m, shape in shapes.items())
+        ]
+        if fitting:
+            found.append(Candidate(family, max(coverage(shapes, weights) for weights in fitting)))
+    return tuple(sorted(found, key=lambda c: -c.coverage))
+
+
+@cache
+def _weights(family: str) -> tuple[Mapping[str, Shape], ...]:
+    """The tables of a family's sizes and spellings; Flux and SD3 share CLIP with SDXL."""
+    if family in FAMILIES:
+        return (table(family),)
+    encoders = ("text_encoder.",) if family == "flux" else ("text_encoder.", "text_encoder_2.")
+    text = {module: shape for module, shape in table("sdxl").items() if module.startswith(encoders)}
     return tuple(
-        sorted(
-            (
-                Candidate(family, coverage(shapes, family))
-                for family in FAMILIES
-                if all(fits(shape, target_shape(table(family), m)) for m, shape in shapes.items())
-            ),
-            key=lambda c: -c.coverage,
-        )
+        {**dit.spelled(model, spelling), **text}
+        for model in dit.layers(family)
+        for spelling in (dit.OWN, dit.DIFFUSERS)
     )
 
 
@@ -258,10 +274,10 @@ def is_norm(target: str) -> bool:
     return "norm" in owner(target).rpartition(".")[2]
 
 
-def coverage(shapes: Mapping[str, Shape], family: str) -> float:
-    """Share of the family's modules with the touched endings that ``shapes`` has."""
+def coverage(shapes: Mapping[str, Shape], weights: Mapping[str, Shape]) -> float:
+    """Share of a table's modules with the touched endings that ``shapes`` has."""
     endings = {ending(module) for module in shapes}
-    touched = [m for m in table(family) if ending(m) in endings]
+    touched = [m for m in weights if ending(m) in endings]
     return len(shapes.keys() & set(touched)) / max(1, len(touched))
 
 

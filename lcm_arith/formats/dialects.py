@@ -9,6 +9,7 @@ from typing import Final
 
 from torch import Tensor
 
+from lcm_arith import dit
 from lcm_arith.delta import LowRankDelta, column
 from lcm_arith.dora import decomposed
 from lcm_arith.errors import IncompatibleError, InvalidContentError
@@ -206,6 +207,12 @@ def _check_keys(found: Sorted, count: int, where: str) -> None:
     if found.twice:
         raise InvalidContentError(
             f"{where}: {len(found.twice)} parts are there under two names:{_listed(found.twice)}",
+            hint="two adapters were written into one file",
+        )
+    spelled = dit.spellings_of(found.parts)
+    if len(spelled) > 1:
+        raise InvalidContentError(
+            f"{where}: {dit.two_spellings(spelled)}",
             hint="two adapters were written into one file",
         )
     if found.unknown or not found.parts:

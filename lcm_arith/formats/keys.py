@@ -8,11 +8,12 @@ Stability's block names) and numbered ones (cloneofsimo) are looked up in the fa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
 
+from lcm_arith import dit
 from lcm_arith.modules import (
     BIAS,
     FAMILIES,
@@ -124,6 +125,8 @@ _PREFIXES: Final = (
     ("text_encoder_2.", "text_encoder_2."),
     ("text_encoder.", "text_encoder."),
     ("unet.", "unet."),
+    ("transformer.base_model.model.", "transformer."),
+    ("transformer.", "transformer."),
 )
 _PATH: Final = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
 _UNET_TOP: Final = re.compile(
@@ -135,14 +138,32 @@ def canonical(stem: str) -> str | None:
     """The canonical module that a stem names, or None."""
     if ":" in stem:
         return _numbered().get(stem)
-    if stem.startswith(("lora_unet_", "lora_te")):
-        return _underscored().get(stem.replace("lora_unet_unet_", "lora_unet_", 1))
+    if stem.startswith(("lora_unet_", "lora_te", "lora_transformer_")):
+        found = _underscored().get(stem.replace("lora_unet_unet_", "lora_unet_", 1))
+        return found or _of_transformer(_UNDERSCORED.sub("", stem), dit.dotted)
     if stem.startswith("diffusion_model."):
-        return _dotted_sgm().get(stem.removeprefix("diffusion_model."))
+        path = stem.removeprefix("diffusion_model.")
+        return _dotted_sgm().get(path) or _of_transformer(path, _known_top)
+    bare = _of_transformer(stem.removeprefix("base_model.model."), _known_top)
+    if bare is not None:
+        return bare
     for prefix, component in _PREFIXES:
         if stem.startswith(prefix):
             return _tidy(component, stem.removeprefix(prefix))
     return _tidy("unet.", stem) if _UNET_TOP.match(stem) else None
+
+
+_UNDERSCORED: Final = re.compile(r"^lora_(?:unet|transformer)_")
+
+
+def _of_transformer(name: str, path_of: Callable[[str], str | None]) -> str | None:
+    """The module of Flux or SD3 that a name without its prefix stands for."""
+    path = path_of(name)
+    return None if path is None else _tidy(f"{dit.COMPONENT}.", path)
+
+
+def _known_top(path: str) -> str | None:
+    return path if dit.spellings(path) else None
 
 
 _OLD_TEXT_ATTENTION: Final = {
@@ -214,11 +235,11 @@ def _numbered() -> Mapping[str, str]:
 _DIALECTS: Final = (
     ("cloneofsimo", re.compile(r"\w+:\d+:(?:up|down)")),
     ("kohya-sgm", re.compile(r"lora_unet_(?:input|middle|output)_block.*")),
-    ("kohya", re.compile(r"lora_(?:unet|te\d?)_.*")),
+    ("kohya", re.compile(r"lora_(?:unet|transformer|te\d?)_.*")),
     ("comfy", re.compile(r"(?:diffusion_model|text_encoders)\..*")),
     ("diffusers-scripts", re.compile(r"unet\.base_model\.model\..*")),
     ("peft", re.compile(r"base_model\.model\..*")),
-    ("diffusers", re.compile(r"(?:unet|text_encoder(?:_2)?)\..+\.lora_[AB]\b.*")),
+    ("diffusers", re.compile(r"(?:unet|transformer|text_encoder(?:_2)?)\..+\.lora_[AB]\b.*")),
     ("old diffusers", re.compile(r".*lora.*\.(?:up|down)\.weight")),
 )
 

@@ -15,7 +15,7 @@ CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 PICKLED: Final = "adapter_model.bin"  # PEFT's default before 0.7
 MOST_CONFIG: Final = 2**20  # bytes
-_COMPONENTS: Final = ("unet", "text_encoder")
+_COMPONENTS: Final = ("unet", "transformer", "text_encoder")
 
 # Field → what it says when an update is no plain sum of factors.
 _REFUSED: Final = {

@@ -51,13 +51,14 @@ def command(
     from lcm_arith.analysis import distance
     from lcm_arith.combination import combine_terms
     from lcm_arith.errors import VerificationError
+    from lcm_arith.respelling import alike
     from lcm_arith.weights import parse_term
 
     tau = load(file, base)
     given = [parse_term(text) for text in terms or []]
     if all(term.name == text for term, text in zip(given, terms or [], strict=True)):
         given = recorded(file, tau, given)
-    lost, total = distance(tau, combine_terms(given, base=base))
+    lost, total = distance(tau, alike(combine_terms(given, base=base), tau))
     error = lost / total if total else float(lost > 0)
     passed = error <= tolerance
     told = {

@@ -21,6 +21,7 @@ from lcm_arith.formats.layouts import Model
 from lcm_arith.formats.preflight import SafeFile, finite
 from lcm_arith.modules import EMBEDDED, candidates, table
 from lcm_arith.pool import ahead
+from lcm_arith.respelling import respelled
 from lcm_arith.vector import Source, TaskVector
 
 OWN_METADATA: Final = "lcm_arith"
@@ -220,6 +221,7 @@ def save(
     Raises:
         UsageError: If ``path`` does not end in ``.safetensors``, or the dialect cannot name the
             model's modules.
+        IncompatibleError: If a transformer is spelled in two ways.
         InvalidContentError: If nothing is left to write (every weight is 0) or a factor overflows.
         OutputExistsError, StorageError, VerificationError: As :func:`container.write_tensors`.
     """
@@ -231,6 +233,7 @@ def save(
             hint="every weight is 0 or the terms cancel; choose other weights",
         )
     told, family, tau = provenance(tau), family_of(tau), as_dora(tau)
+    tau = respelled(tau, writers.dit_spelling(form))
     outlines = {module: tau.outline(module) for module in tau}
     names = writers.spelling(outlines, form, family)
     metadata = dict(names.metadata)

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lcm_arith import dit
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.formats import diffusers
@@ -23,6 +24,8 @@ from lcm_arith.modules import (
     sgm_names,
 )
 
+PARTS: Final = {"unet": "UNet", dit.COMPONENT: "transformer"}
+
 
 @dataclass(frozen=True, eq=False)
 class Spelling:
@@ -33,13 +36,13 @@ class Spelling:
             of a list of numbers, one name.
         shapes: Shape of such a list, where it is not flat.
         metadata: The header.
-        alpha: Of all modules, where alpha has names.
+        alpha: Of all modules, where alpha has names; None for the rank of each.
     """
 
     keys: Mapping[str, tuple[str, str, str | None] | tuple[str]]
     metadata: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    alpha: int = 1
+    alpha: int | None = None
 
     def tensors(self, module: str, delta: LowRankDelta) -> dict[str, Tensor]:
         """What the file holds of one module; its scale goes into up."""
@@ -50,8 +53,9 @@ class Spelling:
         if alpha is None:
             delta = concatenate([delta])
             return {down: delta.down, up: delta.up}
-        delta = concatenate([delta * (delta.rank / self.alpha)])
-        return {down: delta.down, up: delta.up, alpha: torch.tensor(float(self.alpha))}
+        value = self.alpha or delta.rank
+        delta = concatenate([delta * (delta.rank / value)])
+        return {down: delta.down, up: delta.up, alpha: torch.tensor(float(value))}
 
 
 def spelling(outlines: Mapping[str, LowRankDelta], form: str, family: str | None) -> Spelling:
@@ -83,6 +87,12 @@ def _diffusers(outlines: Mapping[str, LowRankDelta], _: str | None) -> Spelling:
 
 
 def _dotted(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -> Spelling:
+    found = dit.spellings_of(outlines)
+    if dit.OWN in found:
+        raise UsageError(
+            f"{found[dit.OWN]} is spelled as in the model's own code, diffusers does not read it",
+            hint="write kohya or comfy",
+        )
     vectors = [m for m in outlines if is_vector(m) and not m.endswith(MAGNITUDE)]
     if vectors:
         raise InvalidContentError(
@@ -115,15 +125,16 @@ def _magnitude_shape(
 
 
 def _peft(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
-    """PEFT's own file: ``base_model.model.<path>.lora_A.weight``, of the UNet alone."""
-    others = sorted(module for module in outlines if not module.startswith("unet."))
+    """PEFT's own file: ``base_model.model.<path>.lora_A.weight``, of UNet or transformer alone."""
+    main = dit.COMPONENT if any(m.startswith(f"{dit.COMPONENT}.") for m in outlines) else "unet"
+    others = sorted(module for module in outlines if not module.startswith(f"{main}."))
     if others:
         raise InvalidContentError(
             f"{others[0]}: a PEFT file holds one component, this adapter has more "
-            f"({len(others)} modules outside the UNet)",
+            f"({len(others)} modules outside the {PARTS[main]})",
             hint="write diffusers or kohya",
         )
-    return _dotted(outlines, lambda module: f"base_model.model.{module.removeprefix('unet.')}")
+    return _dotted(outlines, lambda module: f"base_model.model.{module.removeprefix(f'{main}.')}")
 
 
 def _kohya(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
@@ -137,14 +148,17 @@ def _kohya_sgm(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spel
 
 
 def _comfy(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling:
-    """ComfyUI's own: ``diffusion_model.<SGM path>.lora_up.weight``; text encoders by CLIP."""
-    names = sgm_names(_published(family, "comfy"))
+    """ComfyUI's own: ``diffusion_model.<path>.lora_up.weight``; text encoders by CLIP."""
+    is_unet = any(module.startswith("unet.") for module in outlines)
+    names = sgm_names(_published(family, "comfy")) if is_unet else {}
     clip = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
     def stem(module: str) -> str:
         component, path = module.split(".", 1)
         if component == "unet":
             return f"diffusion_model.{names[module]}"
+        if component == dit.COMPONENT:
+            return f"diffusion_model.{path}"
         return f"text_encoders.{clip[component]}.transformer.{path}"
 
     return _up_down(outlines, stem)
@@ -153,7 +167,7 @@ def _comfy(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling
 def _underscored(
     outlines: Mapping[str, LowRankDelta], family: str | None, sgm: Mapping[str, str]
 ) -> Spelling:
-    encoders = 2 if family in ("ssd1b", "sdxl") or _has_second(outlines) else 1
+    encoders = 2 if family in ("ssd1b", "sdxl", *dit.TRANSFORMERS) or _has_second(outlines) else 1
 
     def stem(module: str) -> str:
         if module in sgm:
@@ -164,11 +178,13 @@ def _underscored(
 
 
 def _up_down(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -> Spelling:
-    """Down, up and one alpha for all modules.
+    """Down, up and alpha; of a UNet one alpha for all modules.
 
     Where alphas differ, diffusers (0.42) loses those of attention and text encoders, and scales
-    these modules wrongly. The least rank is that alpha, so that no up factor becomes smaller.
+    these modules wrongly. The least rank is that alpha, so that no up factor becomes smaller. Of
+    Flux it loses the alphas of the last layers, so that there alpha is the rank of each module.
     """
+    ranks = [delta.rank for module, delta in outlines.items() if not is_vector(module)]
     stems = {module: stem(owner(module)) for module in outlines}
     return Spelling(
         {
@@ -180,8 +196,21 @@ def _up_down(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -
         shapes={
             m: _magnitude_shape(outlines, m, first=0) for m in outlines if m.endswith(MAGNITUDE)
         },
-        alpha=min((d.rank for m, d in outlines.items() if not is_vector(m)), default=1),
+        alpha=None if _check_named(outlines) else min(ranks, default=None),
     )
+
+
+def _check_named(outlines: Mapping[str, LowRankDelta]) -> bool:
+    """Whether there is a transformer, all of whose modules then have names in kohya's files."""
+    paths = {owner(m).partition(".")[2] for m in outlines if m.startswith(f"{dit.COMPONENT}.")}
+    nameless = [path for path in paths if not dit.is_named(path, dit.OWN)]
+    if nameless:
+        raise UsageError(
+            f"{dit.COMPONENT}.{min(nameless)}: kohya and ComfyUI have no name for it that would be "
+            "read again",
+            hint="write diffusers",
+        )
+    return bool(paths)
 
 
 def _vector_part(target: str) -> str:
@@ -214,3 +243,8 @@ WRITERS: Final[Mapping[str, Callable[[Mapping[str, LowRankDelta], str | None], S
     "kohya-sgm": _kohya_sgm,
     "comfy": _comfy,
 }
+
+
+def dit_spelling(form: str) -> str:
+    """How a dialect spells the layers of Flux and SD3."""
+    return dit.DIFFUSERS if form in ("diffusers", "peft") else dit.OWN

@@ -178,6 +178,20 @@ def test_diffusers_reads_our_kohya_file_of_flux(tmp_path: Path, spelling: str) -
     close(theirs, respelled(tau, dit.DIFFUSERS))
 
 
+def test_peft_loads_our_folder_of_a_transformer(tmp_cwd: Path) -> None:
+    from peft import PeftModel
+
+    tau = updates("flux", dit.DIFFUSERS, blocks=1)
+    tau = vector({m: tau[m] for m in tau if m != ENCODER})
+    save(tau, "one.safetensors")
+    run("convert", "one.safetensors", "--format", "peft", "-o", "folder")
+    close(load("folder"), tau)
+    model = without_weights(transformer("flux", guidance_embeds=True, num_layers=1,
+                                        num_single_layers=1))  # fmt: skip
+    loaded: Any = PeftModel.from_pretrained(model, "folder")
+    check_peft({"transformer": loaded.base_model.model}, tau, "default")
+
+
 @pytest.mark.parametrize("family", dit.TRANSFORMERS)
 def test_diffusers_loads_our_file_of_a_transformer_whole(tmp_path: Path, family: str) -> None:
     from diffusers import FluxPipeline, StableDiffusion3Pipeline

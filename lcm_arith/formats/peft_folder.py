@@ -76,8 +76,8 @@ def resolve(folder: Path, *, allow_pickle: bool = False) -> tuple[Path, dict[str
 
 
 def config_text(metadata: Mapping[str, str]) -> str:
-    """``adapter_config.json`` of a file of the UNet alone, from its header."""
+    """``adapter_config.json`` of a file of one component, from its header."""
     said = json.loads(metadata[ADAPTER_METADATA])
-    own = {name.removeprefix("unet."): value for name, value in said.items()}
+    own = {name.partition(".")[2]: value for name, value in said.items()}
     fixed = {"peft_type": "LORA", "bias": "none", "lora_dropout": 0.0, "inference_mode": True}
     return json.dumps({**fixed, **own}, sort_keys=True, indent=2) + "\n"

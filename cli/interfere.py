@@ -35,11 +35,13 @@ def command(
     from lcm_arith.adapters import load
     from lcm_arith.analysis import interference
     from lcm_arith.formats.container import refuse_existing, write_bytes
+    from lcm_arith.respelling import alike
 
     names = options.pair(style, accel)
     if plot is not None:
         refuse_existing(plot, force=force)
-    modules = interference(*(load(name) for name in names))
+    one, other = (load(name) for name in names)
+    modules = interference(one, alike(other, one))
     rows = by_block(modules)
     if plot is not None:
         from lcm_arith.evaluation.plots import interference_png

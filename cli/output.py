@@ -100,15 +100,18 @@ def write_vector(
 ) -> dict[str, Any]:
     """Saves a vector; what was written, JSON-ready."""
     from lcm_arith.adapters import DTYPES, save, save_folder
+    from lcm_arith.formats.writers import dit_spelling
     from lcm_arith.modules import is_vector
     from lcm_arith.projection import retained_energy
+    from lcm_arith.respelling import respelled
 
     if form == "peft" and not out.suffix:
         digest = save_folder(tau, out, dtype=DTYPES[dtype], about=about, force=force)
     else:
         digest = save(tau, out, dtype=DTYPES[dtype], about=about, force=force, form=form)
-    layers = [target for target in tau if not is_vector(target)]
-    ranks = [tau.rank_of(target) for target in layers or tau]
+    written = respelled(tau, dit_spelling(form))
+    layers = [target for target in written if not is_vector(target)]
+    ranks = [written.rank_of(target) for target in layers or written]
     return {
         "path": str(out),
         "sha256": digest,

@@ -333,9 +333,15 @@ def test_the_commands_take_a_transformer(tmp_cwd: Path, family: str, spelling: s
     run("reproject", "combined.safetensors", "--rank", "3", "--format", form)
     close(load("reprojected.safetensors"), -2.5 * one)
     for to in ("comfy", "diffusers", "kohya"):
-        run("convert", "one.safetensors", "--format", to, "-o", f"{to}.safetensors")
+        call = ("convert", "one.safetensors", "--format", to, "-o", f"{to}.safetensors")
+        assert json.loads(run(*call, "--json").stdout)["modules"] == len(
+            respelled(one, writers.dit_spelling(to))
+        )
         close(load(f"{to}.safetensors"), respelled(one, writers.dit_spelling(to)))
         run("verify", f"{to}.safetensors", "one.safetensors:1", "--tolerance", "1e-6")
+        met = json.loads(run("interfere", "one.safetensors", f"{to}.safetensors", "--json").stdout)
+        assert len(met["modules"]) == len(one)
+        assert min(module["cosine"] for module in met["modules"]) > 0.999
 
 
 def test_two_spellings_of_one_model_are_not_united(tmp_cwd: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from lcm_arith.formats.kinds import full_difference
 from lcm_arith.formats.layouts import Model, Place
 from lcm_arith.modules import GAIN, fits, is_vector
 from lcm_arith.pool import ahead, one_thread
-from lcm_arith.vector import Source, TaskVector
+from lcm_arith.vector import Deltas, Source, TaskVector
 
 Updates = Mapping[tuple[str, str], Sequence[tuple[str, Place]]]
 """File and key of a tensor → the targets in it, and where."""
@@ -245,7 +245,7 @@ def _check_others(one: Model, other: Model) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Difference(Mapping[str, LowRankDelta]):
+class Difference(Deltas):
     """Target → leading directions of W' − W; each is computed when first asked for, and once.
 
     Args:
@@ -280,14 +280,10 @@ class Difference(Mapping[str, LowRankDelta]):
         whole += sum(_energy(pair.difference()) for pair in self.left.values())
         return math.sqrt(max(0.0, 1 - kept / whole)) if whole else 0.0
 
-    def __contains__(self, module: object) -> bool:
-        return module in self.pairs  # Mapping's own would compute it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.pairs)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+    @property
+    def names(self) -> Mapping[str, object]:
+        """Those that differ and are kept."""
+        return self.pairs
 
 
 def _energy(values: Tensor) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.families import check_same_family
 from lcm_arith.modules import GAIN
 from lcm_arith.projection import reproject
-from lcm_arith.vector import Source, TaskVector
+from lcm_arith.vector import Deltas, Lazy, Source, TaskVector
 from lcm_arith.weights import Term, weigh
 
 NONE: Final = "none"
@@ -103,14 +104,14 @@ def combine_terms(
             how = how or How()
             origin |= asdict(how)
         lazy = Combined(tuple(weighed), row, rank, how)
-        tau = TaskVector(((1.0, Source(lazy, origin, outlines=CombinedOutlines(lazy))),))
+        tau = TaskVector(((1.0, Source(lazy, origin, outlines=Lazy(lazy, lazy.outline))),))
         if rank is not None:
             return tau  # the method has met it in its own way
     return tau if budget is None else reproject(tau, budget)
 
 
 @dataclass(frozen=True, eq=False)
-class Combined(Mapping[str, LowRankDelta]):
+class Combined(Deltas):
     """Target module → the terms' updates by a method; computed when first asked for, and once."""
 
     terms: tuple[TaskVector, ...]
@@ -147,41 +148,22 @@ class Combined(Mapping[str, LowRankDelta]):
         whole = sum(size for _, size in self._gaps.values())
         return math.sqrt(sum(gap for gap, _ in self._gaps.values()) / whole) if whole else 0.0
 
-    def __contains__(self, module: object) -> bool:
-        return any(module in tau for tau in self.terms)  # Mapping's own would compute it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted({module for tau in self.terms for module in tau}))
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-
-@dataclass(frozen=True, eq=False)
-class CombinedOutlines(Mapping[str, LowRankDelta]):
-    """What a method will give, without its numbers."""
-
-    of: Combined
-
-    def __getitem__(self, module: str) -> LowRankDelta:
-        there = [tau.outline(module) for tau in self.of.terms if module in tau]
-        sides = there[0].shape[0], there[0].down[0].numel()
-        ranks = [outline.rank for outline in there]
-        rank = methods.rank_of(self.of.name_for(module), ranks, sides, self.of.rank, self.of.how)
+    def outline(self, module: str) -> LowRankDelta:
+        """The delta without its numbers: its rank is known before it is made."""
+        there = [tau.outline(module) for tau in self.terms if module in tau]
         down, up = there[0].down, there[0].up
+        sides = len(up), down[0].numel()
+        ranks = [outline.rank for outline in there]
+        rank = methods.rank_of(self.name_for(module), ranks, sides, self.rank, self.how)
         return LowRankDelta(
             down.new_empty((rank, *down.shape[1:]), dtype=torch.float32),
             up.new_empty((len(up), rank, *up.shape[2:]), dtype=torch.float32),
         )
 
-    def __contains__(self, module: object) -> bool:
-        return module in self.of
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.of)
-
-    def __len__(self) -> int:
-        return len(self.of)
+    @cached_property
+    def names(self) -> Mapping[str, object]:
+        """Those of any term."""
+        return dict.fromkeys(sorted({module for tau in self.terms for module in tau}))
 
 
 def distance_to_sum(tau: TaskVector) -> float | None:

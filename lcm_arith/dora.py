@@ -11,8 +11,9 @@ and m = sign(S) · ‖S ∘ W + U A‖.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from lcm_arith.delta import LowRankDelta, column
 from lcm_arith.errors import InvalidContentError
 from lcm_arith.modules import GAIN, MAGNITUDE, is_vector
-from lcm_arith.vector import Base, Source, TaskVector
+from lcm_arith.vector import Base, Deltas, Source, TaskVector
 
 _NO_ROW = 1e-6  # of 1 + g: below, a row of the sum is as good as gone, and U / S means nothing
 
@@ -72,7 +73,7 @@ def as_dora(tau: TaskVector) -> TaskVector:
 
 
 @dataclass(frozen=True, eq=False)
-class Magnitudes(Mapping[str, LowRankDelta]):
+class Magnitudes(Deltas):
     """Targets of a DoRA file, each computed when it is asked for."""
 
     tau: TaskVector
@@ -104,12 +105,9 @@ class Magnitudes(Mapping[str, LowRankDelta]):
             )
         return stretch
 
-    def __contains__(self, target: object) -> bool:
-        return target in set(self)
-
-    def __iter__(self) -> Iterator[str]:
+    @cached_property
+    def names(self) -> Mapping[str, object]:
+        """Every layer and its magnitude; biases and norms as they are."""
         layers = {target.removesuffix(GAIN) for target in self.tau}
-        yield from sorted(layers | {layer + MAGNITUDE for layer in layers if not is_vector(layer)})
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
+        magnitudes = {layer + MAGNITUDE for layer in layers if not is_vector(layer)}
+        return dict.fromkeys(sorted(layers | magnitudes))

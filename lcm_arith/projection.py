@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -15,7 +15,7 @@ from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import UsageError
 from lcm_arith.pool import ahead, one_thread
 from lcm_arith.tall import Tall, Thin, tall
-from lcm_arith.vector import Source, TaskVector
+from lcm_arith.vector import Deltas, Lazy, Source, TaskVector
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ class Factored:
 
 
 @dataclass(frozen=True, eq=False)
-class LazyProjection(Mapping[str, LowRankDelta]):
+class LazyProjection(Deltas):
     """Target module → re-projected delta; each is computed when first asked for, and once.
 
     :meth:`once` keeps its energies alone.
@@ -173,14 +173,17 @@ class LazyProjection(Mapping[str, LowRankDelta]):
             self._energies[module] = (found.kept, found.total)
         return self._done[module].delta
 
-    def __contains__(self, module: object) -> bool:
-        return module in self.tau  # Mapping's own would compute it
+    def outline(self, module: str) -> LowRankDelta:
+        """The delta without its numbers: its rank is known before it is made."""
+        whole = self.tau.outline(module)
+        kept = min(self.ranks[module], whole.rank, whole.shape[0], whole.down[0].numel())
+        down, up = whole.down.new_empty(kept, *whole.down.shape[1:]), whole.up[:, :kept]
+        return LowRankDelta(down.float(), up.float())
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tau)
-
-    def __len__(self) -> int:
-        return len(self.tau)
+    @property
+    def names(self) -> Mapping[str, object]:
+        """Those of the vector."""
+        return self.tau
 
 
 def reproject(tau: TaskVector, rank: int | Budget) -> TaskVector:
@@ -199,30 +202,8 @@ def reproject(tau: TaskVector, rank: int | Budget) -> TaskVector:
     origin = {budget.kind: rank if isinstance(rank, int) else budget.value, "of": tau}
     lazy = LazyProjection(tau, budget)
     return TaskVector(
-        ((1.0, Source(lazy, origin, outlines=ProjectedOutlines(lazy), base=tau.base)),)
+        ((1.0, Source(lazy, origin, outlines=Lazy(lazy, lazy.outline), base=tau.base)),)
     )
-
-
-@dataclass(frozen=True, eq=False)
-class ProjectedOutlines(Mapping[str, LowRankDelta]):
-    """The deltas of a re-projection without their numbers: ranks are known before any is made."""
-
-    of: LazyProjection
-
-    def __getitem__(self, module: str) -> LowRankDelta:
-        whole = self.of.tau.outline(module)
-        kept = min(self.of.ranks[module], whole.rank, whole.shape[0], whole.down[0].numel())
-        down, up = whole.down.new_empty(kept, *whole.down.shape[1:]), whole.up[:, :kept]
-        return LowRankDelta(down.float(), up.float())
-
-    def __contains__(self, module: object) -> bool:
-        return module in self.of
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.of)
-
-    def __len__(self) -> int:
-        return len(self.of)
 
 
 def retained_energy(tau: TaskVector) -> float | None:

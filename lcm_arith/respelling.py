@@ -8,8 +8,7 @@ that is not adapted has rows of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from lcm_arith import dit
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import IncompatibleError, UsageError
 from lcm_arith.modules import fits
-from lcm_arith.vector import Outlines, Source, TaskVector
+from lcm_arith.vector import Lazy, Source, TaskVector
 
 Deltas = Mapping[str, LowRankDelta]
 Maker = Callable[[Deltas], LowRankDelta]
@@ -44,8 +43,9 @@ def respelled(tau: TaskVector, spelling: str) -> TaskVector:
     makers: dict[str, Maker] = {m: _same(m) for m in tau if not m.startswith(f"{dit.COMPONENT}.")}
     for layer in layers:
         makers |= _apart(layer, tau) if spelling == dit.DIFFUSERS else _together(layer, tau)
-    lazy = Respelled(tau, makers)
-    outlines = {module: make(Outlines(tau)) for module, make in makers.items()}
+    lazy = Lazy(makers, lambda module: makers[module](tau))
+    outlined = Lazy(tau, tau.outline)
+    outlines = {module: make(outlined) for module, make in makers.items()}
     return TaskVector(((1.0, Source(lazy, {"spelling": spelling, "of": tau}, outlines=outlines)),))
 
 
@@ -57,26 +57,6 @@ def alike(tau: TaskVector, other: TaskVector) -> TaskVector:
     """
     found = dit.spellings_of(other)
     return respelled(tau, next(iter(found))) if len(found) == 1 else tau
-
-
-@dataclass(frozen=True, eq=False)
-class Respelled(Mapping[str, LowRankDelta]):
-    """Module of the new spelling → its update, made when it is asked for."""
-
-    of: TaskVector
-    makers: Mapping[str, Maker]
-
-    def __getitem__(self, module: str) -> LowRankDelta:
-        return self.makers[module](self.of)
-
-    def __contains__(self, module: object) -> bool:
-        return module in self.makers  # Mapping's own would compute it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.makers)
-
-    def __len__(self) -> int:
-        return len(self.makers)
 
 
 def _layers_of(tau: TaskVector, spelling: str) -> tuple[dit.Layer, ...]:

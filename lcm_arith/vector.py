@@ -8,7 +8,8 @@ subtracting cost nothing, and equal terms are collected (τ − τ is empty, not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,47 @@ import torch
 
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import IncompatibleError, UsageError
+
+
+class Deltas(Mapping[str, LowRankDelta]):
+    """Deltas by target that are read or computed when they are asked for."""
+
+    @property
+    @abstractmethod
+    def names(self) -> Mapping[str, object]:
+        """The targets, in order."""
+
+    def __contains__(self, target: object) -> bool:
+        return target in self.names  # Mapping's own would compute it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, eq=False)
+class Lazy(Deltas):
+    """Deltas by a function.
+
+    Args:
+        over: The targets, in order.
+        make: Target → its delta.
+    """
+
+    over: Mapping[str, object]
+    make: Callable[[str], LowRankDelta]
+
+    @property
+    def names(self) -> Mapping[str, object]:
+        """The targets, in order."""
+        return self.over
+
+    def __getitem__(self, target: str) -> LowRankDelta:
+        if target not in self.over:
+            raise KeyError(target)
+        return self.make(target)
 
 
 @runtime_checkable
@@ -183,22 +225,3 @@ class TaskVector(Mapping[str, LowRankDelta]):
             return own[0] if len(own) == 1 else concatenate(own)
         except IncompatibleError as error:
             raise IncompatibleError(f"{module}: {error.message}", hint=error.hint) from error
-
-
-@dataclass(frozen=True, eq=False)
-class Outlines(Mapping[str, LowRankDelta]):
-    """The deltas of a vector without their numbers."""
-
-    of: TaskVector
-
-    def __getitem__(self, module: str) -> LowRankDelta:
-        return self.of.outline(module)
-
-    def __contains__(self, module: object) -> bool:
-        return module in self.of
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.of)
-
-    def __len__(self) -> int:
-        return len(self.of)

@@ -8,15 +8,14 @@ a regular expression between slashes. The longest match wins, so every module ca
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import UsageError
 from lcm_arith.modules import PUBLISHED, candidates, owner, sgm_path
-from lcm_arith.vector import Outlines, Source, TaskVector
+from lcm_arith.vector import Lazy, Source, TaskVector
 
 _NUMBER: Final = re.compile(r"[-+]?(?=\.?[0-9])[0-9]{0,6}(?:\.[0-9]{0,6})?")
 _PASTED: Final = re.compile(r"<lora:([^<>]+)>")
@@ -170,26 +169,6 @@ def match_length(selector: str, module: str) -> int:
     return len(prefix) if module == prefix or module.startswith(f"{prefix}.") else -1
 
 
-@dataclass(frozen=True, eq=False)
-class Weighted(Mapping[str, LowRankDelta]):
-    """Target module → λ(module) · delta; modules of weight 0 are not there."""
-
-    deltas: Mapping[str, LowRankDelta]
-    weight_of: Mapping[str, float]
-
-    def __getitem__(self, module: str) -> LowRankDelta:
-        return self.weight_of[module] * self.deltas[module]
-
-    def __contains__(self, module: object) -> bool:
-        return module in self.weight_of  # Mapping's own would compute it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.weight_of)
-
-    def __len__(self) -> int:
-        return len(self.weight_of)
-
-
 def weigh(tau: TaskVector, weights: Weights, name: str) -> TaskVector:
     """``tau`` with every module times its λ; symbolic where there is one λ for all.
 
@@ -210,10 +189,9 @@ def weigh(tau: TaskVector, weights: Weights, name: str) -> TaskVector:
     own = {target: float(weights.of(owner(target))) for target in tau}
     kept = {module: weight for module, weight in own.items() if weight}
     origin = {"weights": str(weights), "of": tau}
-    outlines = Weighted(Outlines(tau), kept)
-    return TaskVector(
-        ((1.0, Source(Weighted(tau, kept), origin, outlines=outlines, base=tau.base)),)
-    )
+    deltas = Lazy(kept, lambda target: kept[target] * tau[target])
+    outlines = Lazy(kept, lambda target: kept[target] * tau.outline(target))
+    return TaskVector(((1.0, Source(deltas, origin, outlines=outlines, base=tau.base)),))
 
 
 def _check_used(weights: Weights, modules: Iterable[str], name: str) -> None:

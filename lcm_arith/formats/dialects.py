@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +23,7 @@ from lcm_arith.modules import (
     is_vector,
     kernels,
 )
-from lcm_arith.vector import Base
+from lcm_arith.vector import Base, Deltas
 
 _NEEDS_BASE: Final = "a DoRA, without its base"
 _SHOWN: Final = 5  # lines of a list in an error
@@ -47,7 +47,7 @@ class Parsed:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored(Mapping[str, LowRankDelta]):
+class Stored(Deltas):
     """Target → update, made of the file's tensors whenever it is asked for."""
 
     tensors: Mapping[str, Tensor]
@@ -65,14 +65,10 @@ class Stored(Mapping[str, LowRankDelta]):
         turned, gain = decomposed(delta, magnitude, self.base.weight(module))
         return turned if target == module else gain
 
-    def __contains__(self, module: object) -> bool:
-        return module in self.alphas  # Mapping's own would read it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.alphas)
-
-    def __len__(self) -> int:
-        return len(self.alphas)
+    @property
+    def names(self) -> Mapping[str, object]:
+        """Those that have an alpha, be it None."""
+        return self.alphas
 
 
 def parse(

@@ -31,7 +31,7 @@ from lcm_arith.sampling import load_pipeline
 from lcm_arith.vector import Source, TaskVector
 
 TEXT: Final = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-RANKS: Final = (2, 2, 2, 4, 2, 2, 3)  # few other than 2: PEFT is slow above 512 patterns
+RANKS: Final = (2, 2, 2, 4, 2, 2, 3)  # few others: of kohya files diffusers is slow above 512
 COUNTS: Final = {"sd15": (278, 72), "sdxl": (788, 72 + 192)}
 # One product by a scale in float32, in the file or in the reader.
 TOLERANCE: Final = 1e-6

@@ -35,16 +35,14 @@ class Alphas:
             raise InvalidContentError(f"{where}: {ADAPTER_METADATA} is not an object")
         self._config: dict[str, Any] = config
         self._where = where
+        self._patterns: dict[str, dict[tuple[bool, str], tuple[int, Any]]] = {}
 
     def of(self, module: str, rank: int) -> float | None:
         """The alpha of a module; with rsLoRA the one that gives its scale by alpha / rank."""
         component, path = module.split(".", 1)
-        patterns = self._config.get(f"{component}.alpha_pattern") or {}
-        if not isinstance(patterns, dict):
-            raise InvalidContentError(f"{self._where}: alpha_pattern is not an object")
-        own = (alpha for pattern, alpha in patterns.items() if self._matches(pattern, path))
         rslora = self._config.get(f"{component}.use_rslora")
-        alpha = next(own, self._config.get(f"{component}.lora_alpha", rank if rslora else _ABSENT))
+        alpha = self._config.get(f"{component}.lora_alpha", rank if rslora else _ABSENT)
+        alpha = self._of_pattern(component, path, alpha)
         if alpha is _ABSENT:
             return None
         if (
@@ -57,20 +55,39 @@ class Alphas:
             return alpha * math.sqrt(rank)  # rsLoRA's scale is alpha / sqrt(rank)
         return float(alpha)
 
-    def _matches(self, pattern: str, path: str) -> bool:
-        r"""PEFT's rule, ``(.*\.)?(pattern)$``, for the plain names that writers use.
+    def _of_pattern(self, component: str, path: str, default: Any) -> Any:
+        r"""The alpha of the first pattern that matches by PEFT's rule, ``(.*\.)?(pattern)$``."""
+        if component not in self._patterns:
+            self._patterns[component] = self._read_patterns(component)
+        known = self._patterns[component]
+        found = []
+        for own in {path, path.removeprefix(_TEXT_MODEL)}:
+            parts = own.split(".")
+            found += [known[True, own]] if (True, own) in known else []
+            endings = (".".join(parts[i:]) for i in range(len(parts)))
+            found += [known[False, end] for end in endings if (False, end) in known]
+        return min(found, key=lambda at: at[0])[1] if found else default
 
-        A pattern with other regular expressions is refused: it can mean anything, or never end.
+    def _read_patterns(self, component: str) -> dict[tuple[bool, str], tuple[int, Any]]:
+        """(Whether it is the whole path, name) → place and alpha of each pattern.
+
+        Understood are the names that writers use, and several with ``|`` between them. A pattern
+        with other regular expressions is refused: it can mean anything, or never end.
         """
-        anchored = pattern.startswith("^")
-        name = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
-        if not re.fullmatch(r"[\w.-]+", name):
-            raise InvalidContentError(
-                f"{self._where}: alpha_pattern {pattern[:60]!r} is a regular expression",
-                hint="only module names and their endings are understood",
-            )
-        own = (path, path.removeprefix(_TEXT_MODEL))
-        return name in own or (not anchored and path.endswith(f".{name}"))
+        patterns = self._config.get(f"{component}.alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise InvalidContentError(f"{self._where}: alpha_pattern is not an object")
+        known: dict[tuple[bool, str], tuple[int, Any]] = {}
+        for place, (pattern, alpha) in enumerate(patterns.items()):
+            for each in pattern.split("|"):
+                name = each.removeprefix("^").removesuffix("$").replace("\\.", ".")
+                if not re.fullmatch(r"[\w.-]+", name):
+                    raise InvalidContentError(
+                        f"{self._where}: alpha_pattern {pattern[:60]!r} is a regular expression",
+                        hint="only module names and their endings are understood",
+                    )
+                known.setdefault((each.startswith("^"), name), (place, alpha))
+        return known
 
 
 def adapter_metadata(ranks: Mapping[str, int], *, dora: bool = False) -> dict[str, str]:
@@ -86,7 +103,11 @@ def adapter_metadata(ranks: Mapping[str, int], *, dora: bool = False) -> dict[st
     config: dict[str, object] = {}
     for component, of in by_component.items():
         common = Counter(of.values()).most_common(1)[0][0]
-        others = {_pattern(path): rank for path, rank in sorted(of.items()) if rank != common}
+        by_rank: dict[int, list[str]] = {}
+        for path, rank in sorted(of.items()):
+            by_rank.setdefault(rank, []).append(_pattern(path))
+        # One pattern a rank: PEFT tries every pattern on every module, and compiles each anew.
+        others = {"|".join(own): rank for rank, own in by_rank.items() if rank != common}
         config |= {
             f"{component}.r": common,
             f"{component}.lora_alpha": common,

@@ -84,6 +84,7 @@ def command(
     energy: options.KeepEnergy = None,
     max_error: options.KeepError = None,
     size: options.KeepSize = None,
+    device: options.Device = "cpu",
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
         "combined.safetensors"
     ),
@@ -104,7 +105,9 @@ def command(
     choices = {"density": density, "space": space, "seed": seed}
     chosen = {name: value for name, value in choices.items() if value is not None}
     how = How(**chosen) if chosen else None  # type: ignore[arg-type]  # each has its own type
-    tau = combine_terms(given, method=method, budget=budget, how=how, base=base, policy=policy)
+    tau = combine_terms(
+        given, method=method, budget=budget, how=how, base=base, policy=policy, device=device
+    )
     about = {"kind": "combined"}
     told = {
         "terms": [{"name": t.name, "weight": str(t.weights)} for t in given],

@@ -93,6 +93,9 @@ Start = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
 
 
+Device = Annotated[
+    str, typer.Option(metavar="cpu|cuda", help="Where the products of a re-projection are done.")
+]
 KeepRank = Annotated[
     int | None,
     typer.Option("--rank", help="Re-project each module to at most this rank; else it is exact."),

@@ -30,6 +30,7 @@ def command(
     energy: options.KeepEnergy = None,
     max_error: options.KeepError = None,
     size: options.KeepSize = None,
+    device: options.Device = "cpu",
     sv_ratio: Annotated[
         float | None, typer.Option(help="kohya's: keep σ above the module's largest / this.")
     ] = None,
@@ -60,7 +61,7 @@ def command(
     budget = options.budget(dtype, **asked)
     if budget is None:
         raise AssertionError("a budget was chosen above")
-    tau = reproject(load(adapter, base), budget)
+    tau = reproject(load(adapter, base), budget, device)
     result = write_vector(tau, out, dtype=dtype, force=force, about={}, form=form.value)
     if as_json:
         print_json({**result, "budget": budget.kind, "value": budget.value})

@@ -57,6 +57,7 @@ def combine_terms(
     how: How | None = None,
     base: Path | None = None,
     policy: str = "raw",
+    device: str = "cpu",
 ) -> TaskVector:
     """Any number of weighted vectors, summed exactly or by another method, within a budget.
 
@@ -67,6 +68,7 @@ def combine_terms(
         how: Choices for an element-wise method.
         base: The model that DoRAs among them were made for.
         policy: What the weights are multiplied by first: a row of POLICIES.
+        device: Where a sum is re-projected; methods work on the CPU.
 
     Raises:
         NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`; or if a method other
@@ -107,7 +109,7 @@ def combine_terms(
         tau = TaskVector(((1.0, Source(lazy, origin, outlines=Lazy(lazy, lazy.outline))),))
         if rank is not None:
             return tau  # the method has met it in its own way
-    return tau if budget is None else reproject(tau, budget)
+    return tau if budget is None else reproject(tau, budget, device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,11 @@ class LowRankDelta:
 
     def outline(self) -> LowRankDelta:
         """The same without its numbers, on the meta device."""
-        return LowRankDelta(self.down.to("meta"), self.up.to("meta"), self.scale)
+        return self.to("meta")
+
+    def to(self, device: str | torch.device) -> LowRankDelta:
+        """The same on a device."""
+        return LowRankDelta(self.down.to(device), self.up.to(device), self.scale)
 
     def __mul__(self, weight: float) -> LowRankDelta:
         return LowRankDelta(self.down, self.up, self.scale * weight)

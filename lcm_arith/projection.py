@@ -33,21 +33,23 @@ class Projected:
     total: float
 
 
-def project(delta: LowRankDelta, rank: int) -> Projected:
+def project(delta: LowRankDelta, rank: int, device: str = "cpu") -> Projected:
     """Best approximation of ``delta`` at ``min(rank, its rank, out, in)``.
 
     Works on the factors (two thin QR decompositions, one SVD of the small core), so the dense
-    ``[out, in]`` update is never built: O((out + in) r²), not O(out in²). Q is kept as Householder
-    reflectors and applied to the singular vectors that stay. An update that has no higher rank than
-    asked for passes as it is.
+    ``[out, in]`` update is never built: O((out + in) r²), not O(out in²). Q is never built, either,
+    but applied to the singular vectors that stay. An update that has no higher rank than asked for
+    passes as it is.
 
     Args:
         delta: Update of rank r. A convolution counts as ``[out, in * kh * kw]``.
         rank: Rank to keep, at least 1.
+        device: Where the products with the factors are done; the small core is decomposed on the
+            CPU, which is faster at that.
 
     Returns:
-        A delta with scale 1 on the device of ``delta``, float32, singular values split evenly
-        between ``down`` and ``up``. Computed in float32, in float64 where terms nearly cancel, see
+        A delta with scale 1 on the CPU, float32, singular values split evenly between ``down`` and
+        ``up``. Computed in float32, in float64 where terms nearly cancel, see
         :class:`Factored`.
 
     Raises:
@@ -62,12 +64,12 @@ def project(delta: LowRankDelta, rank: int) -> Projected:
         energy = _energy(delta)
         return Projected(concatenate([delta]), energy, energy)
     with one_thread():
-        factored = Factored.of(delta)
-        u, s, vh = torch.linalg.svd(factored.core, full_matrices=False)  # [p, k], [k], [k, q]
+        factored = Factored.of(delta.to(device))
+        u, s, vh = torch.linalg.svd(factored.core.cpu(), full_matrices=False)  # [p, k], [k], [k, q]
         kept = min(rank, s.numel())
         root = s[:kept].sqrt()
-        new_up = factored.up.apply(u[:, :kept] * root)  # [out, kept]
-        new_down = factored.down.apply(vh[:kept].T * root).T  # [kept, in]
+        new_up = factored.up.apply(u[:, :kept] * root).cpu()  # [out, kept]
+        new_down = factored.down.apply(vh[:kept].T * root).cpu().T  # [kept, in]
     energies = s.double().square()
     return Projected(
         LowRankDelta(
@@ -79,10 +81,10 @@ def project(delta: LowRankDelta, rank: int) -> Projected:
     )
 
 
-def spectrum(delta: LowRankDelta) -> Tensor:
+def spectrum(delta: LowRankDelta, device: str = "cpu") -> Tensor:
     """Singular values of the dense update, falling, ``[min(rank, out, in)]``, float64."""
     with one_thread():
-        values: Tensor = torch.linalg.svdvals(Factored.of(delta).core).double()
+        values: Tensor = torch.linalg.svdvals(Factored.of(delta.to(device)).core.cpu()).double()
     return values
 
 
@@ -138,6 +140,7 @@ class LazyProjection(Deltas):
 
     tau: TaskVector
     budget: Budget
+    device: str = "cpu"
     _done: dict[str, Projected] = field(default_factory=dict)
     _energies: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -147,7 +150,7 @@ class LazyProjection(Deltas):
         if self.budget.kind == "rank":
             return dict.fromkeys(self.tau, int(self.budget.value))
         modules = list(self.tau)
-        found = ahead(lambda module: spectrum(self.tau.once(module)), modules)
+        found = ahead(lambda module: spectrum(self.tau.once(module), self.device), modules)
         spectra = dict(zip(modules, found, strict=True))
         outlines = {module: self.tau.outline(module) for module in modules}
         costs = {m: outline.shape[0] + outline.down[0].numel() for m, outline in outlines.items()}
@@ -157,7 +160,7 @@ class LazyProjection(Deltas):
         """The delta, not kept."""
         if module in self._done:
             return self._done[module].delta
-        found = project(self.tau.once(module), self.ranks[module])
+        found = project(self.tau.once(module), self.ranks[module], self.device)
         self._energies[module] = (found.kept, found.total)
         return found.delta
 
@@ -169,7 +172,7 @@ class LazyProjection(Deltas):
 
     def __getitem__(self, module: str) -> LowRankDelta:
         if module not in self._done:
-            found = self._done[module] = project(self.tau[module], self.ranks[module])
+            found = self._done[module] = project(self.tau[module], self.ranks[module], self.device)
             self._energies[module] = (found.kept, found.total)
         return self._done[module].delta
 
@@ -186,24 +189,42 @@ class LazyProjection(Deltas):
         return self.tau
 
 
-def reproject(tau: TaskVector, rank: int | Budget) -> TaskVector:
+def reproject(tau: TaskVector, rank: int | Budget, device: str = "cpu") -> TaskVector:
     """``tau`` within a rank or another budget, computed lazily and once.
 
     Args:
         tau: Any vector.
         rank: Largest rank of every module, or a budget.
+        device: torch's name of where the products are done, ``cpu`` or ``cuda``.
 
     Raises:
-        UsageError: If ``rank`` is below 1.
+        UsageError: If ``rank`` is below 1, or there is no such device.
     """
+    check_device(device)
     if isinstance(rank, int) and rank < 1:
         raise UsageError(f"rank {rank}: a re-projection keeps at least rank 1")
     budget = Budget("rank", rank) if isinstance(rank, int) else rank
     origin = {budget.kind: rank if isinstance(rank, int) else budget.value, "of": tau}
-    lazy = LazyProjection(tau, budget)
+    lazy = LazyProjection(tau, budget, device)
     return TaskVector(
         ((1.0, Source(lazy, origin, outlines=Lazy(lazy, lazy.outline), base=tau.base)),)
     )
+
+
+def check_device(device: str) -> None:
+    """Raises where torch cannot compute on a device.
+
+    Raises:
+        UsageError: If it is neither the CPU nor a CUDA device that is there.
+    """
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise UsageError(f"{device}: no such device", hint="cpu, cuda or cuda:1")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"{device}: torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices",
+            hint="use --device cpu, or install a torch with CUDA",
+        )
 
 
 def retained_energy(tau: TaskVector) -> float | None:

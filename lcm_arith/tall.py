@@ -57,7 +57,7 @@ class Thin:
 
     def apply(self, core: Tensor) -> Tensor:
         """Q @ ``core`` ``[min(n, r), m]``: ``[n, m]``."""
-        core = core.to(self.r.dtype)
+        core = core.to(self.r)
         padded = core.new_zeros(len(self.reflectors), core.shape[1])
         padded[: len(core)] = core
         applied: Tensor = torch.ormqr(self.reflectors, self.tau, padded)
@@ -91,14 +91,16 @@ class Tall:
         r, failed = torch.linalg.cholesky_ex(gram / lengths / lengths[:, None], upper=True)
         if failed or not r.isfinite().all():
             return None
-        inverse = torch.linalg.solve_triangular(r, torch.eye(rank, dtype=r.dtype), upper=True)
+        inverse = torch.linalg.solve_triangular(
+            r, torch.eye(rank, dtype=r.dtype, device=r.device), upper=True
+        )
         if float(inverse.norm()) ** 2 * rank * torch.finfo(r.dtype).eps > _FACTOR:
             return None
         return cls(matrix, r * lengths)
 
     def apply(self, core: Tensor) -> Tensor:
         """Q @ ``core`` ``[r, m]``: ``[n, m]``."""
-        core = core.to(self.r.dtype)
+        core = core.to(self.r)
         applied: Tensor = self.matrix @ torch.linalg.solve_triangular(self.r, core, upper=True)
         return applied
 

@@ -179,9 +179,9 @@ def test_nothing_is_computed_before_it_is_asked_for_nor_twice(
     calls: list[int] = []
     real = projection.project
 
-    def counted(delta: LowRankDelta, rank: int) -> projection.Projected:
+    def counted(delta: LowRankDelta, rank: int, device: str) -> projection.Projected:
         calls.append(rank)
-        return real(delta, rank)
+        return real(delta, rank, device)
 
     monkeypatch.setattr(projection, "project", counted)
     tau = reproject(0.8 * random_vector(4, 1.0, seed=1) + random_vector(9, 9.0, seed=2), 5)
@@ -204,3 +204,19 @@ def test_a_zero_update_reprojects_to_zero() -> None:
     tau = reproject(TaskVector(((1.0, Source({"unet.x": zero})),)), 2)
     assert torch.equal(tau["unet.x"].dense(), torch.zeros(5, 8))
     assert retained_energy(tau) == 1.0
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    tau = random_vector(4, 1.0, seed=1)
+    for device in ("cuda:99", "tpu", "cuda:x"):
+        with pytest.raises(UsageError, match=device):
+            reproject(tau, 2, device)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_up_to_rounding() -> None:
+    tau = 0.8 * random_vector(4, 1.0, seed=1) + random_vector(9, 27.0, seed=2)
+    here, there = reproject(tau, 7), reproject(tau, 7, "cuda")
+    for module in tau:
+        one, other = here[module].dense(torch.float64), there[module].dense(torch.float64)
+        assert relative(other, one, float(one.norm())) < 1e-5

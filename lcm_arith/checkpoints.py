@@ -30,6 +30,7 @@ from lcm_arith.errors import (
 from lcm_arith.formats import container
 from lcm_arith.formats.kinds import full_difference
 from lcm_arith.formats.layouts import Model, Place
+from lcm_arith.formats.preflight import finite
 from lcm_arith.modules import GAIN, fits, is_vector
 from lcm_arith.pool import ahead, one_thread
 from lcm_arith.vector import Deltas, Source, TaskVector
@@ -125,7 +126,7 @@ def _fuse_file(
             else:
                 part += update.reshape(part.shape)
         fused = whole.to(tensor.dtype)
-        if not fused.isfinite().all():
+        if not finite(fused):
             raise InvalidContentError(
                 f"{here[0][0]}: the sum does not fit {tensor.dtype}", hint="use smaller weights"
             )

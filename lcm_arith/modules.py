@@ -152,11 +152,10 @@ def _inner(kind: str, rest: str) -> str:
 def sgm_names(family: str) -> Mapping[str, str]:
     """Canonical UNet module → its dotted SGM path, for a family that has such names."""
     own = [m.removeprefix("unet.") for m in table(family) if m.startswith("unet.")]
+    attending = {path.partition("attentions.")[0] for path in own if ".attentions." in path}
     return MappingProxyType(
         {
-            f"unet.{path}": sgm_path(
-                path, attends=any(o.startswith(f"{path[:12]}attentions") for o in own)
-            )
+            f"unet.{path}": sgm_path(path, attends=path.partition("upsamplers.")[0] in attending)
             for path in own
         }
     )

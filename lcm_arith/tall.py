@@ -100,9 +100,10 @@ class Tall:
 
     def apply(self, core: Tensor) -> Tensor:
         """Q @ ``core`` ``[r, m]``: ``[n, m]``."""
-        core = core.to(self.r)
-        applied: Tensor = self.matrix @ torch.linalg.solve_triangular(self.r, core, upper=True)
-        return applied
+        solved = torch.linalg.solve_triangular(self.r, core.to(self.r), upper=True)
+        if self.matrix.is_contiguous():
+            return self.matrix @ solved
+        return (solved.T @ self.matrix.T).T  # the layout that the factor came in
 
 
 def tall(matrix: Tensor) -> Thin | Tall:

@@ -100,7 +100,7 @@ class Tall:
 
     def apply(self, core: Tensor) -> Tensor:
         """Q @ ``core`` ``[r, m]``: ``[n, m]``."""
-        solved = torch.linalg.solve_triangular(self.r, core.to(self.r), upper=True)
+        solved: Tensor = torch.linalg.solve_triangular(self.r, core.to(self.r), upper=True)
         if self.matrix.is_contiguous():
             return self.matrix @ solved
         return (solved.T @ self.matrix.T).T  # the layout that the factor came in

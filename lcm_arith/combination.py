@@ -13,7 +13,7 @@ import torch
 from lcm_arith import methods, policies
 from lcm_arith.adapters import load
 from lcm_arith.budgets import Budget
-from lcm_arith.delta import LowRankDelta
+from lcm_arith.delta import LowRankDelta, alike
 from lcm_arith.elementwise import RULES, How
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.families import check_same_family
@@ -164,7 +164,7 @@ class CombinedOutlines(Mapping[str, LowRankDelta]):
     of: Combined
 
     def __getitem__(self, module: str) -> LowRankDelta:
-        there = [tau.outline(module) for tau in self.of.terms if module in tau]
+        there = alike([tau.outline(module) for tau in self.of.terms if module in tau])
         sides = there[0].shape[0], there[0].down[0].numel()
         ranks = [outline.rank for outline in there]
         rank = methods.rank_of(self.of.name_for(module), ranks, sides, self.of.rank, self.of.how)

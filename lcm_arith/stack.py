@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lcm_arith.delta import LowRankDelta
+from lcm_arith.delta import LowRankDelta, alike
 from lcm_arith.errors import IncompatibleError
 from lcm_arith.tall import Basis, Columns, Tall, Thin
 
@@ -46,6 +46,7 @@ class Stack:
         Raises:
             IncompatibleError: If the terms are updates of differently shaped weights.
         """
+        terms = alike(terms)
         shapes = {tuple(term.shape) for term in terms}
         if len(shapes) != 1:
             raise IncompatibleError(

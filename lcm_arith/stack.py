@@ -41,7 +41,7 @@ class Stack:
 
         Args:
             terms: Of one module.
-            fast: Decompose in float32 where its error is a factor near 1 (:class:`Tall`).
+            fast: Decompose by products where float32 factors allow it (:class:`Tall`).
 
         Raises:
             IncompatibleError: If the terms are updates of differently shaped weights.
@@ -56,7 +56,8 @@ class Stack:
         up = torch.cat([term.up.flatten(1).float() for term in terms], 1)  # [out, Σr]
         down = torch.cat([term.down.flatten(1).float() for term in terms], 0).T  # [in, Σr]
         basis_up, basis_down = (
-            (Tall.of(matrix) if fast else None) or Thin.of(matrix.double()) for matrix in (up, down)
+            (Tall.of(matrix, torch.float64) if fast else None) or Thin.of(matrix.double())
+            for matrix in (up, down)
         )
         ranks = tuple(term.rank for term in terms)
         ups, downs = (b.r.double().split(ranks, 1) for b in (basis_up, basis_down))

@@ -14,7 +14,7 @@ import torch
 from lcm_arith import methods, policies
 from lcm_arith.adapters import load
 from lcm_arith.budgets import Budget
-from lcm_arith.delta import LowRankDelta
+from lcm_arith.delta import LowRankDelta, alike
 from lcm_arith.elementwise import RULES, How
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.families import check_same_family
@@ -152,7 +152,7 @@ class Combined(Deltas):
 
     def outline(self, module: str) -> LowRankDelta:
         """The delta without its numbers: its rank is known before it is made."""
-        there = [tau.outline(module) for tau in self.terms if module in tau]
+        there = alike([tau.outline(module) for tau in self.terms if module in tau])
         down, up = there[0].down, there[0].up
         sides = len(up), down[0].numel()
         ranks = [outline.rank for outline in there]

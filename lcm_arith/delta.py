@@ -53,6 +53,19 @@ class LowRankDelta:
         """Shape of the dense update, ``[out, in(, kh, kw)]``."""
         return torch.Size((self.up.shape[0], *self.down.shape[1:]))
 
+    def with_axes(self, axes: int) -> LowRankDelta:
+        """The same numbers as the update of a linear layer (2) or a 1×1 convolution (4).
+
+        An update of a larger kernel stays as it is.
+        """
+        if axes == self.down.ndim or self.down.shape[2:] not in ((), (1, 1)):
+            return self
+        ones = (1,) * (axes - 2)
+        down, up = self.down.flatten(1), self.up.flatten(1)
+        return LowRankDelta(
+            down.reshape(*down.shape, *ones), up.reshape(*up.shape, *ones), self.scale
+        )
+
     def outline(self) -> LowRankDelta:
         """The same without its numbers, on the meta device."""
         return self.to("meta")
@@ -80,6 +93,12 @@ def column(values: Tensor) -> LowRankDelta:
     return LowRankDelta(values.new_ones(1, 1), values[:, None])
 
 
+def alike(deltas: Sequence[LowRankDelta]) -> list[LowRankDelta]:
+    """The same, linear ones as 1×1 convolutions where another is one: files differ in it."""
+    axes = max((delta.down.ndim for delta in deltas), default=2)
+    return [delta.with_axes(axes) for delta in deltas]
+
+
 def concatenate(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
     """The exact sum of ``deltas``: factors side by side, float32, scale 1.
 
@@ -90,6 +109,7 @@ def concatenate(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
     """
     if len(deltas) == 1 and deltas[0].scale == 1 and deltas[0].up.dtype == torch.float32:
         return deltas[0]
+    deltas = alike(deltas)
     shapes = {tuple(delta.shape) for delta in deltas}
     if len(shapes) != 1:
         raise IncompatibleError(

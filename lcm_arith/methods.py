@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lcm_arith import elementwise
 from lcm_arith.analysis import inner
-from lcm_arith.delta import LowRankDelta, concatenate
+from lcm_arith.delta import LowRankDelta, alike, concatenate
 from lcm_arith.elementwise import RULES, How
 from lcm_arith.errors import UsageError
 from lcm_arith.pool import one_thread
@@ -190,7 +190,7 @@ def combined(
         how: Choices for an element-wise rule.
         module: Name, which with the seed decides what such a rule drops at random.
     """
-    function = method(name).function
+    function, terms = method(name).function, alike(terms)
     if function is None:
         delta, summed = (
             elementwise.apply(name, terms, rank, how or How(), module),

@@ -237,6 +237,28 @@ def _weights(family: str) -> tuple[Mapping[str, Shape], ...]:
     )
 
 
+def axes_of(shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """Module → axes of its weight: 2 of a linear layer, 4 of a convolution.
+
+    Of a 1×1 convolution both are found in files (LyCORIS stores it flat), but only one fits into a
+    model's layer.
+
+    Args:
+        shapes: Canonical module → shape of its dense update; of all of an adapter.
+
+    Returns:
+        Of those modules alone on which all the families that fit agree.
+    """
+    families = [c.family for c in candidates(shapes) if c.family in FAMILIES] or FAMILIES
+    found = {}
+    for module, shape in shapes.items():
+        weights = (table(family).get(module) for family in families)
+        axes = {len(weight) for weight in weights if weight and fits(shape, weight)}
+        if len(axes) == 1 and not is_vector(module):
+            found[module] = axes.pop()
+    return found
+
+
 def target_shape(weights: Mapping[str, Shape], target: str) -> Shape | None:
     """Shape of a target by a table of weights; of a bias or gain, one number a row."""
     weight = weights.get(owner(target))

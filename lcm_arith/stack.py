@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lcm_arith.delta import LowRankDelta
+from lcm_arith.delta import LowRankDelta, alike
 from lcm_arith.errors import IncompatibleError
 from lcm_arith.tall import Basis, Columns, Tall, Thin
 
@@ -41,11 +41,12 @@ class Stack:
 
         Args:
             terms: Of one module.
-            fast: Decompose in float32 where its error is a factor near 1 (:class:`Tall`).
+            fast: Decompose by products where float32 factors allow it (:class:`Tall`).
 
         Raises:
             IncompatibleError: If the terms are updates of differently shaped weights.
         """
+        terms = alike(terms)
         shapes = {tuple(term.shape) for term in terms}
         if len(shapes) != 1:
             raise IncompatibleError(
@@ -55,7 +56,8 @@ class Stack:
         up = torch.cat([term.up.flatten(1).float() for term in terms], 1)  # [out, Σr]
         down = torch.cat([term.down.flatten(1).float() for term in terms], 0).T  # [in, Σr]
         basis_up, basis_down = (
-            (Tall.of(matrix) if fast else None) or Thin.of(matrix.double()) for matrix in (up, down)
+            (Tall.of(matrix, torch.float64) if fast else None) or Thin.of(matrix.double())
+            for matrix in (up, down)
         )
         ranks = tuple(term.rank for term in terms)
         ups, downs = (b.r.double().split(ranks, 1) for b in (basis_up, basis_down))

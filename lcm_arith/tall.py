@@ -70,23 +70,31 @@ class Tall:
 
     A third of the time of :class:`Thin`, as it is products alone. R is (I + E) times the true one,
     ‖E‖ of about ε r ‖R̂⁻¹‖² with R̂ the R of columns of length 1. A truncation then loses at most
-    1 + 2‖E‖ times what the best one does: the error is a factor, nothing is added to it.
+    1 + 2‖E‖ times what the best one does: the error is a factor, nothing is added to it. What
+    depends on single directions (all with one singular value, say) is off by ‖E‖ over the gap
+    between the last one kept and the first one dropped, and wants the ε of float64.
 
     Args:
         matrix: ``[n, r]``.
-        r: Upper triangle, ``[r, r]``.
+        r: Upper triangle, ``[r, r]``, float32 or float64.
     """
 
     matrix: Tensor
     r: Tensor
 
     @classmethod
-    def of(cls, matrix: Tensor) -> Tall | None:
-        """Factors ``[n, r]``; None where the columns depend on each other too much for ε."""
+    def of(cls, matrix: Tensor, dtype: torch.dtype | None = None) -> Tall | None:
+        """Factors ``[n, r]``; None where the columns depend on each other too much for its ε.
+
+        Args:
+            matrix: The factors.
+            dtype: Of R; the matrix's by default.
+        """
         rank = matrix.shape[1]
         if rank > len(matrix):
             return None
-        gram = matrix.T @ matrix
+        exact = matrix.to(dtype or matrix.dtype)
+        gram = exact.T @ exact
         lengths = gram.diagonal().sqrt()
         r, failed = torch.linalg.cholesky_ex(gram / lengths / lengths[:, None], upper=True)
         if failed or not r.isfinite().all():
@@ -94,13 +102,14 @@ class Tall:
         inverse = torch.linalg.solve_triangular(
             r, torch.eye(rank, dtype=r.dtype, device=r.device), upper=True
         )
-        if float(inverse.norm()) ** 2 * rank * torch.finfo(r.dtype).eps > _FACTOR:
+        if float(inverse.norm()) ** 2 * rank * torch.finfo(matrix.dtype).eps > _FACTOR:
             return None
         return cls(matrix, r * lengths)
 
     def apply(self, core: Tensor) -> Tensor:
         """Q @ ``core`` ``[r, m]``: ``[n, m]``."""
         solved: Tensor = torch.linalg.solve_triangular(self.r, core.to(self.r), upper=True)
+        solved = solved.to(self.matrix.dtype)
         if self.matrix.is_contiguous():
             return self.matrix @ solved
         return (solved.T @ self.matrix.T).T  # the layout that the factor came in

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from lcm_arith.delta import LowRankDelta, concatenate
+from lcm_arith.delta import LowRankDelta, alike, concatenate
 from lcm_arith.errors import IncompatibleError, UsageError
 
 
@@ -185,7 +185,8 @@ class TaskVector(Mapping[str, LowRankDelta]):
         Raises:
             IncompatibleError: If the terms disagree.
         """
-        shapes = {s.outline(module).shape for _, s in self.terms if module in s.deltas}
+        own = [s.outline(module) for _, s in self.terms if module in s.deltas]
+        shapes = {outline.shape for outline in alike(own)}
         if len(shapes) > 1:
             raise IncompatibleError(
                 f"{module}: updates of different shapes cannot be added: "

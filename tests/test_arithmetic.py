@@ -8,6 +8,7 @@ from support import MODULES, dense, random_delta, random_vector
 
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import IncompatibleError, InvalidContentError, UsageError
+from lcm_arith.methods import METHODS, combined
 from lcm_arith.projection import Factored, project, reproject, retained_energy
 from lcm_arith.tall import Tall
 from lcm_arith.vector import Source, TaskVector
@@ -37,6 +38,28 @@ def test_a_module_that_one_side_lacks_counts_as_zero() -> None:
     tau = 0.8 * a + 1.0 * b
     assert set(tau) == {*MODULES, "unet.conv_in"}
     assert torch.allclose(tau["unet.conv_in"].dense(), b["unet.conv_in"].dense())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_linear_update_adds_to_that_of_a_1x1_convolution(method: str) -> None:
+    """Files differ in which they hold for one layer; LyCORIS stores a convolution's flat."""
+    module = "unet.down_blocks.0.attentions.0.proj_in"
+    flat, kernel = random_delta((128, 128), 3, 1.0, 1), random_delta((128, 128, 1, 1), 4, 9.0, 2)
+    a, b = (TaskVector(((1.0, Source({module: delta})),)) for delta in (flat, kernel))
+    for tau in (a - 0.5 * b, b - 2.0 * a):
+        assert (
+            tau.shape_of(module) == tau[module].shape == tau.outline(module).shape == kernel.shape
+        )
+    expected = flat.dense(torch.float64) - 0.5 * kernel.dense(torch.float64).flatten(1)
+    assert (
+        relative((a - 0.5 * b)[module].dense().flatten(1), expected, float(expected.norm())) < EXACT
+    )
+    terms = (flat, -0.5 * kernel)
+    one, other = combined(method, terms).delta, combined(method, (terms[0], terms[1].with_axes(2)))
+    assert one.shape == kernel.shape
+    assert torch.equal(one.dense().flatten(1), other.delta.dense())
+    with pytest.raises(IncompatibleError, match="different shapes"):
+        concatenate([flat, random_delta((128, 128, 3, 3), 2, 1.0, 3)])
 
 
 def test_negation_undoes_addition_exactly() -> None:

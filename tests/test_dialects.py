@@ -272,6 +272,27 @@ def test_shapes_tell_the_family(family: str, endings: tuple[str, ...]) -> None:
     assert {c.family for c in found} <= {family, "sdxl" if family == "ssd1b" else family}
 
 
+@pytest.mark.parametrize(("family", "axes"), [("sd15", 4), ("sd2", 2), ("sdxl", 2)])
+@pytest.mark.parametrize("given", [2, 4])
+def test_a_layer_has_the_axes_that_its_model_loads(family: str, axes: int, given: int) -> None:
+    """``proj_in`` is a 1×1 convolution in SD1.5 and linear elsewhere; files have either."""
+    deltas = whole_adapter(family, ("proj_in", "attn2.to_k", "conv_shortcut"))
+    wrong = {m: d if m.endswith("to_k") else d.with_axes(given) for m, d in deltas.items()}
+    found = dialects.parse(*writers.spell(wrong, "kohya", family), "x")
+    for module, delta in deltas.items():
+        assert found.deltas[module].shape == found.outlines[module].shape == delta.shape
+        assert torch.equal(found.deltas[module].dense(), delta.dense())
+    assert {d.down.ndim for m, d in found.deltas.items() if m.endswith("proj_in")} == {axes}
+
+
+def test_where_families_differ_a_layer_keeps_the_axes_of_its_file() -> None:
+    deltas = {m: d for m, d in whole_adapter("sd15", ("proj_in",)).items() if "down_blocks.0" in m}
+    for axes in (2, 4):
+        given = {m: d.with_axes(axes) for m, d in deltas.items()}
+        found = dialects.parse(*writers.spell(given, "kohya", "sd15"), "x").deltas
+        assert {d.down.ndim for d in found.values()} == {axes}
+
+
 def test_what_shapes_cannot_tell_is_a_tie() -> None:
     shapes = {m: tuple(d.shape) for m, d in whole_adapter("sd15", ("attn1.to_q",)).items()}
     assert {(c.family, c.coverage) for c in candidates(shapes)} == {("sd15", 1.0), ("sd2", 1.0)}

@@ -12,6 +12,7 @@ from lcm_arith.elementwise import SPACES, How, generator
 from lcm_arith.errors import IncompatibleError, UsageError
 from lcm_arith.methods import METHODS, combined, rank_of
 from lcm_arith.stack import Stack
+from lcm_arith.tall import Tall
 
 Dense = Callable[[Sequence[Tensor], Sequence[int], int | None], Tensor]
 
@@ -227,6 +228,19 @@ def test_on_the_cores_equals_the_dense_formula(
     assert made.whole == pytest.approx(float(total.square().sum()), rel=1e-5)
     gap = float((want - total).square().sum())
     assert made.gap == pytest.approx(gap, rel=1e-4, abs=1e-9 * made.whole)
+
+
+def test_a_small_gap_between_singular_values_does_not_turn_the_result() -> None:
+    """Iso-C lifts what it keeps to one value: float32's R would be off by 1e-7 over the gap."""
+    random = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(n, 5, generator=random))[0] for n in (64, 48))
+    mix = torch.randn(5, 5, generator=random) / 2 + 1.5 * torch.eye(5)
+    values = torch.tensor([8.0, 7.0, 6.0, 5.0, 4.9995])
+    term = LowRankDelta(torch.linalg.inv(mix) @ v.T, u * values @ mix)
+    assert isinstance(Stack.of([term], fast=True).basis_up, Tall)
+    want = dense_iso_c([term.dense(torch.float64)], [5], 4)
+    got = apply("iso-c", [term], 4).dense(torch.float64)
+    assert float((got - want).norm() / want.norm()) < 1e-6  # float32 factors
 
 
 def test_a_convolution_keeps_its_kernel() -> None:

@@ -177,7 +177,7 @@ def test_lycoris_reads_our_kohya_file_whole(tmp_path: Path, family: str) -> None
             assert float((dense - ours).norm() / ours.norm()) <= TOLERANCE, module
 
 
-@pytest.mark.parametrize("layer", ["linear", "convolution"])
+@pytest.mark.parametrize("layer", ["linear", "pointwise", "convolution"])
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -194,7 +194,7 @@ def test_lycoris_reads_our_kohya_file_whole(tmp_path: Path, family: str) -> None
 def test_what_lycoris_writes_is_read_as_lycoris_means_it(
     kind: str, options: dict[str, Any], layer: str
 ) -> None:
-    """Its layer's own forward pass is the reference."""
+    """Its layer's own forward pass is the reference; ours has the shape that a model loads."""
     from lycoris.wrapper import network_module_dict
 
     random = torch.Generator().manual_seed(0)
@@ -205,6 +205,10 @@ def test_what_lycoris_writes_is_read_as_lycoris_means_it(
         base = nn.Conv2d(320, 320, 3, bias=False)
         module, size = "unet.down_blocks.0.resnets.0.conv1", [1, 320, 5, 5]
         apply = functional.conv2d
+    elif layer == "pointwise":
+        base = nn.Conv2d(320, 640, 1, bias=False)
+        module, size = "unet.down_blocks.1.resnets.0.conv_shortcut", [1, 320, 5, 5]
+        apply = functional.conv2d
     x = torch.randn(size, generator=random)
     nn.init.zeros_(base.weight)
     own = network_module_dict[kind](kohya_name(module), base, 1.0, 3, 2.0, **options)
@@ -213,6 +217,7 @@ def test_what_lycoris_writes_is_read_as_lycoris_means_it(
     written: dict[str, Tensor] = own.custom_state_dict()
     tensors = {f"{kohya_name(module)}.{part}": t.detach() for part, t in written.items()}
     delta = dialects.parse(tensors, {}, kind).deltas[module]
+    assert delta.shape == base.weight.shape
     theirs = own(x).detach()  # its get_diff_weight takes the scale of LoHa and LoKr twice (4.1.3)
     error = float((apply(x, delta.dense()) - theirs).norm() / theirs.norm())
     assert error <= 1e-5  # float32 products of up to four factors

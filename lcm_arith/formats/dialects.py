@@ -19,6 +19,7 @@ from lcm_arith.formats.kinds import update
 from lcm_arith.formats.preflight import SafeFile, shown
 from lcm_arith.modules import (
     GAIN,
+    axes_of,
     fits,
     is_vector,
     kernels,
@@ -53,6 +54,7 @@ class Stored(Deltas):
     tensors: Mapping[str, Tensor]
     keys_of: Mapping[str, Mapping[str, str]]
     alphas: Mapping[str, float | None]
+    axes: Mapping[str, int]
     base: Base | None = None
 
     def __getitem__(self, target: str) -> LowRankDelta:
@@ -60,6 +62,7 @@ class Stored(Deltas):
         parts = {part: self.tensors[key] for part, key in self.keys_of[module].items()}
         magnitude = _magnitude(parts)
         delta = _update(module, parts, self.alphas[target])[1]
+        delta = delta.with_axes(self.axes.get(module, delta.down.ndim))
         if magnitude is None or self.base is None:
             return delta
         turned, gain = decomposed(delta, magnitude, self.base.weight(module))
@@ -132,7 +135,9 @@ def parse(
             if any(_NEEDS_BASE in line for line in broken)
             else "the file is damaged, mixes two adapters, or is of a kind that is not summed",
         )
-    deltas: Mapping[str, LowRankDelta] = Stored(tensors, found.parts, alphas, base)
+    axes = axes_of({target: tuple(outline.shape) for target, outline in outlines.items()})
+    outlines = {t: own.with_axes(axes.get(t, own.down.ndim)) for t, own in outlines.items()}
+    deltas: Mapping[str, LowRankDelta] = Stored(tensors, found.parts, alphas, axes, base)
     if not isinstance(tensors, SafeFile):
         deltas = dict(deltas)
     return Parsed(deltas, outlines, dict(kinds), silent)

@@ -47,9 +47,10 @@ def command(
     """Write an adapter in another format: the same updates, whatever their ranks."""
     from lcm_arith.adapters import check_output, load
     from lcm_arith.formats.container import refuse_existing_folder
+    from lcm_arith.formats.peft_folder import CONFIG
 
     if form is options.FormatName.peft and not out.suffix:
-        refuse_existing_folder(out, force=force)
+        refuse_existing_folder(out, force=force, mark=CONFIG)
     else:
         check_output(out, force=force)
     tau = load(adapter, base, allow_pickle=allow_pickle)

@@ -19,7 +19,7 @@ EXAMPLES = """Examples:
 
   lcm-arith fuse lcm-lora.safetensors:1 --base xl.safetensors -o xl-fast.safetensors
 
-  lcm-arith fuse none --base a.safetensors --plus b.safetensors --minus c.safetensors --times 0.8 \\
+  lcm-arith fuse --base a.safetensors --plus b.safetensors --minus c.safetensors --times 0.8 \\
       -o a-plus.safetensors                     (add difference: A + 0.8·(B − C))
 """
 
@@ -59,10 +59,12 @@ def command(
     from lcm_arith.embedded import files
     from lcm_arith.errors import UsageError
 
-    given = read_terms(terms or [], None, None)
-    tau = combine_terms(given, base=base)
     if (plus is None) != (minus is None):
         raise UsageError("--plus and --minus: a difference takes both")
+    if times != 1 and plus is None:
+        raise UsageError("--times: is the weight of a difference, --plus and --minus")
+    given = [] if plus is not None and not terms else read_terms(terms or [], None, None)
+    tau = combine_terms(given, base=base)
     if plus is not None and minus is not None:
         tau = tau + times * difference(minus, plus)
     made = fuse(tau, base or files.MODEL, out, force=force)

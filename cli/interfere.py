@@ -34,10 +34,13 @@ def command(
     """Compare two vectors module by module: cosine, shared subspaces (1 = chance), norms."""
     from lcm_arith.adapters import load
     from lcm_arith.analysis import interference
+    from lcm_arith.errors import UsageError
     from lcm_arith.formats.container import refuse_existing, write_bytes
     from lcm_arith.respelling import alike
 
     names = options.pair(style, accel)
+    if "none" in names:
+        raise UsageError("none: there is nothing to compare with", hint="name two vectors")
     if plot is not None:
         refuse_existing(plot, force=force)
     one, other = (load(name) for name in names)

@@ -54,7 +54,7 @@ Accel = Annotated[
     str | None,
     typer.Argument(help="Acceleration vector: shipped name, file, or none.", show_default="lcm"),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what was written before.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Number format of the written file.")]
 Format = Annotated[FormatName, typer.Option("--format", help="Whose names the keys get.")]

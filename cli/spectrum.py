@@ -37,7 +37,6 @@ def command(
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table.")
     ] = None,
-    base: options.DoraBase = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -58,7 +57,7 @@ def command(
     present = [index for index, name in enumerate(names) if name != NONE]
     if not present:
         raise UsageError("none and none: there is no spectrum", hint="name a vector")
-    vectors = [load(names[index], base) for index in present]
+    vectors = [load(names[index]) for index in present]
     check_same_family(dict(zip((names[index] for index in present), vectors, strict=True)))
     sweep = Sweep.of(vectors)
     rows = []

@@ -100,7 +100,13 @@ def recorded(file: str, tau: TaskVector, named: list[Term]) -> list[Term]:
             hint="name the terms: lcm-arith verify FILE style.safetensors:0.8 accel.safetensors:1",
         )
     names = {file_digest(term.name): term.name for term in named}
-    found = [term for row in record for term in _terms(file, row, names)]
+    try:
+        found = [term for row in record for term in _terms(file, row, names)]
+    except (TypeError, AttributeError, KeyError, ValueError, ArithmeticError) as error:
+        raise UsageError(
+            f"{file}: what its header records is not understood ({type(error).__name__})",
+            hint="name the terms with their weights, NAME:λ",
+        ) from error
     idle = set(names.values()) - {term.name for term in found}
     if idle:
         raise UsageError(
@@ -124,7 +130,9 @@ def _terms(file: str, row: dict[str, Any], names: dict[str, str]) -> Iterator[Te
         )
     if "weights" in row and len(inner) == 1:  # a λ for each part
         (term,) = _terms(file, inner[0], names)
-        yield Term(term.name, parse_term(f"x:{row['weights']}").weights)
+        own, factor = parse_term(f"x:{row['weights']}").weights, Decimal(str(row["weight"]))
+        parts = tuple((part, weight * factor) for part, weight in own.parts)
+        yield Term(term.name, Weights(own.overall * factor, parts, own.blocks))
     elif inner and float(row["weight"]) == 1:
         for own in inner:
             yield from _terms(file, own, names)
@@ -135,4 +143,6 @@ def _terms(file: str, row: dict[str, Any], names: dict[str, str]) -> Iterator[Te
                 f"{file}: was made of a file with sha256 {str(row.get('sha256'))[:16]}…",
                 hint="name that file, too: lcm-arith verify FILE TERM TERM",
             )
+        if not isinstance(name, str):
+            raise TypeError("a name is no text")
         yield Term(name, Weights(Decimal(str(row["weight"]))))

@@ -142,8 +142,9 @@ def facts(tau: TaskVector) -> dict[str, Any]:
 def _own(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         found = json.loads(metadata.get(OWN_METADATA, "{}"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InvalidContentError(f"header {OWN_METADATA!r} is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        said = str(error)[:80]
+        raise InvalidContentError(f"header {OWN_METADATA!r} is not JSON ({said})") from error
     return found if isinstance(found, dict) else {}
 
 
@@ -246,7 +247,7 @@ def save(
         return _rounded(names.tensors(module, tau.once(module)), dtype, path)
 
     layout = {
-        name: _as_stored(tensor, dtype)
+        name: _as_stored(name, tensor, dtype)
         for module, outline in outlines.items()
         for name, tensor in names.tensors(module, outline).items()
     }
@@ -268,7 +269,7 @@ def save_folder(
         UsageError, InvalidContentError, StorageError, VerificationError: As :func:`save`.
         OutputExistsError, NotFoundError: As :func:`container.refuse_existing_folder`.
     """
-    with container.whole_folder(folder, force=force) as part:
+    with container.whole_folder(folder, force=force, mark=peft_folder.CONFIG) as part:
         path = part / peft_folder.WEIGHTS
         digest = save(tau, path, dtype=dtype, about=about, form="peft")
         text = peft_folder.config_text(SafeFile.open(path).metadata)
@@ -276,13 +277,17 @@ def save_folder(
     return digest
 
 
-def _as_stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """In ``dtype``; an alpha stays float32, since bfloat16 has no 257."""
-    return tensor.to(dtype) if tensor.ndim else tensor.to(torch.float32)
+def _as_stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ``dtype``; an alpha stays float32, since bfloat16 has no 257, and so does a DoRA's m.
+
+    m is as long as the rows of W: rounded, it would cost more than the update is worth.
+    """
+    whole = not tensor.ndim or name.endswith(("lora_magnitude_vector", "dora_scale"))
+    return tensor.to(torch.float32 if whole else dtype)
 
 
 def _rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> dict[str, Tensor]:
-    rounded = {name: _as_stored(tensor, dtype) for name, tensor in tensors.items()}
+    rounded = {name: _as_stored(name, tensor, dtype) for name, tensor in tensors.items()}
     overflow = [name for name, tensor in rounded.items() if not finite(tensor)]
     if overflow:
         raise InvalidContentError(

@@ -139,11 +139,27 @@ def distance(one: TaskVector, other: TaskVector) -> tuple[float, float]:
 
     def energies(module: str) -> tuple[float, float]:
         gap.shape_of(module)
+        if module.endswith(GAIN):
+            return 0.0, 0.0  # with its module
+        if module + GAIN in gap:
+            return _stretched(gap, module), _stretched(other, module)
         own = other.once(module) if module in other else None
         return _exact(gap.once(module)), 0.0 if own is None else inner(own, own)
 
     pairs = list(ahead(energies, gap))
     return math.sqrt(sum(lost for lost, _ in pairs)), math.sqrt(sum(whole for _, whole in pairs))
+
+
+def _stretched(tau: TaskVector, module: str) -> float:
+    """‖g ∘ W + U A‖² of a DoRA's module, 0 where it has none."""
+    base, total = tau.base, None
+    if base is not None and module + GAIN in tau:
+        weight = base.weight(module).double().flatten(1)
+        total = weight * tau.once(module + GAIN).dense(torch.float64)
+    if module in tau:
+        update = tau.once(module).dense(torch.float64).flatten(1)
+        total = update if total is None else total + update
+    return 0.0 if total is None else float(total.square().sum())
 
 
 def _exact(delta: LowRankDelta) -> float:

@@ -74,7 +74,7 @@ def _fuse_folder(
 ) -> dict[str, str]:
     changed = sorted({name for name, _ in updates})
     skipped = {model.path / name for name in changed}
-    with container.whole_folder(out, force=force) as part:
+    with container.whole_folder(out, force=force, mark="model_index.json") as part:
         shutil.copytree(
             model.path,
             part,
@@ -200,7 +200,13 @@ class Pair:
     def difference(self) -> Tensor:
         """Other − one, in float32."""
         (model, place), (model2, place2) = self.one, self.other
-        return model2.read(place2).float() - model.read(place).float()
+        found = model2.read(place2).float() - model.read(place).float()
+        if not finite(found):
+            raise InvalidContentError(
+                f"{model.path} or {model2.path}: NaN or infinity in {place.key}",
+                hint="the file is damaged, or its training diverged",
+            )
+        return found
 
 
 def _changed(base: Path, tuned: Path) -> dict[str, Pair]:
@@ -231,18 +237,20 @@ def _changed(base: Path, tuned: Path) -> dict[str, Pair]:
 
 def _check_others(one: Model, other: Model) -> None:
     """Raises where something differs that is no weight or bias of a known module."""
-    for place in one.others():
-        name = place.file if one.path.is_dir() else other.path.name
-        file = other.files.get(name)
-        same = (
-            file is not None and place.key in file and torch.equal(one.read(place), file[place.key])
+    rest = [
+        {(p.file if model.path.is_dir() else "", p.key): p for p in model.others()}
+        for model in (one, other)
+    ]
+    for at in sorted(rest[0].keys() | rest[1].keys()):
+        if at in rest[0] and at in rest[1]:
+            values, others = one.read(rest[0][at]), other.read(rest[1][at])
+            if values.shape == others.shape and torch.equal(values.double(), others.double()):
+                continue
+        raise InvalidContentError(
+            f"{other.path}: {at[1]} differs from {one.path}, and is no weight of a module that is "
+            "known",
+            hint="the models are of a variant that cannot be compared",
         )
-        if not same:
-            raise InvalidContentError(
-                f"{other.path}: {place.key} differs from {one.path}, and is no weight of a module "
-                "that is known",
-                hint="the models are of a variant that cannot be compared",
-            )
 
 
 @dataclass(frozen=True, eq=False)

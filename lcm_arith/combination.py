@@ -19,7 +19,7 @@ from lcm_arith.elementwise import RULES, How
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.families import check_same_family
 from lcm_arith.modules import GAIN
-from lcm_arith.projection import reproject
+from lcm_arith.projection import check_device, reproject
 from lcm_arith.vector import Deltas, Lazy, Source, TaskVector
 from lcm_arith.weights import Term, weigh
 
@@ -77,6 +77,7 @@ def combine_terms(
         UsageError: If the method is unknown or has no such choices, or a weight's part matches
             nothing.
     """
+    check_device(device)
     row = methods.method(method)
     if how is not None and row.function is not None:
         raise UsageError(
@@ -148,7 +149,8 @@ class Combined(Deltas):
             if module not in self._gaps:
                 self.once(module)
         whole = sum(size for _, size in self._gaps.values())
-        return math.sqrt(sum(gap for gap, _ in self._gaps.values()) / whole) if whole else 0.0
+        gap = max(0.0, sum(gap for gap, _ in self._gaps.values()))
+        return math.sqrt(gap / whole) if whole else 0.0
 
     def outline(self, module: str) -> LowRankDelta:
         """The delta without its numbers: its rank is known before it is made."""

@@ -100,8 +100,8 @@ def iso_cts(stack: Stack, rank: int | None) -> Triplets:
 
 def _common(wanted: int, terms: int) -> tuple[int, int]:
     """How many directions of Iso-CTS are common, and how many each term adds."""
-    common = int(COMMON_SHARE * wanted)
-    return common, (wanted - common) // terms
+    own = (wanted - int(COMMON_SHARE * wanted)) // terms
+    return int(COMMON_SHARE * wanted) or wanted - own * terms, own
 
 
 def cart(stack: Stack, rank: int | None) -> Triplets:

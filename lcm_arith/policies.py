@@ -12,6 +12,7 @@ from typing import Final
 
 from lcm_arith.analysis import inner
 from lcm_arith.errors import UsageError
+from lcm_arith.modules import GAIN
 from lcm_arith.pool import one_thread
 from lcm_arith.vector import TaskVector
 
@@ -33,6 +34,8 @@ def energy(weights: Sequence[float], _: Sequence[TaskVector]) -> list[float]:
 
 def norm(_: Sequence[float], vectors: Sequence[TaskVector]) -> list[float]:
     """λᵢ ‖τ_T‖ / ‖τᵢ‖: at equal λ every vector has the length of the last one."""
+    if any(target.endswith(GAIN) for tau in vectors for target in tau):
+        raise UsageError("norm: a DoRA has no length without its base", hint="use raw or energy")
     with one_thread():
         lengths = [math.sqrt(sum(inner(tau[m], tau[m]) for m in tau)) for tau in vectors]
     if not all(lengths):

@@ -13,6 +13,7 @@ from torch import Tensor
 from lcm_arith.budgets import Budget
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import UsageError
+from lcm_arith.modules import GAIN
 from lcm_arith.pool import ahead, one_thread
 from lcm_arith.tall import Tall, Thin, tall
 from lcm_arith.vector import Deltas, Lazy, Source, TaskVector
@@ -149,12 +150,13 @@ class LazyProjection(Deltas):
         """Module → rank, chosen over all modules at once."""
         if self.budget.kind == "rank":
             return dict.fromkeys(self.tau, int(self.budget.value))
-        modules = list(self.tau)
+        modules = [target for target in self.tau if not target.endswith(GAIN)]
         found = ahead(lambda module: spectrum(self.tau.once(module), self.device), modules)
         spectra = dict(zip(modules, found, strict=True))
         outlines = {module: self.tau.outline(module) for module in modules}
         costs = {m: outline.shape[0] + outline.down[0].numel() for m, outline in outlines.items()}
-        return self.budget.ranks(spectra, costs)
+        gains = {target: 1 for target in self.tau if target.endswith(GAIN)}
+        return {**self.budget.ranks(spectra, costs), **gains}
 
     def once(self, module: str) -> LowRankDelta:
         """The delta, not kept."""
@@ -165,7 +167,9 @@ class LazyProjection(Deltas):
         return found.delta
 
     def energies(self, module: str) -> tuple[float, float]:
-        """Σ σ² of what is kept, and of everything."""
+        """Σ σ² of what is kept, and of everything; a gain is kept whole and has no part in it."""
+        if module.endswith(GAIN):
+            return 0.0, 0.0
         if module not in self._energies:
             _ = self[module]
         return self._energies[module]

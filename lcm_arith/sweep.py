@@ -44,7 +44,9 @@ class Sweep:
         """
         modules = sorted({module for tau in vectors for module in tau})
         if any(module.endswith(GAIN) for module in modules):
-            raise InvalidContentError("a DoRA has no spectrum without its base")
+            raise InvalidContentError(
+                "a DoRA stretches the base's rows, its factors alone have no spectrum"
+            )
 
         def cores(module: str) -> Cores:
             there = [(i, tau.once(module)) for i, tau in enumerate(vectors) if module in tau]

@@ -93,8 +93,13 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise NotFoundError(f"{path.parent}: no such folder", hint="make it first")
 
 
-def refuse_existing_folder(folder: Path, *, force: bool) -> None:
+def refuse_existing_folder(folder: Path, *, force: bool, mark: str) -> None:
     """Raises where a folder could not be put; call it before long work.
+
+    Args:
+        folder: To be made.
+        force: Replace one of its kind.
+        mark: The file by which that is known.
 
     Raises:
         OutputExistsError: If ``folder`` exists and ``force`` is off, or is a file.
@@ -104,27 +109,43 @@ def refuse_existing_folder(folder: Path, *, force: bool) -> None:
         raise OutputExistsError(f"{folder}: is a file", hint="name a folder")
     if folder.exists() and not force:
         raise OutputExistsError(f"{folder}: exists", hint="choose another name or add --force")
+    if folder.exists() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise OutputExistsError(
+            f"{folder}: holds other things ({mark} is not there), --force would delete them",
+            hint="choose another name",
+        )
     if not folder.parent.is_dir():
         raise NotFoundError(f"{folder.parent}: no such folder", hint="make it first")
 
 
 @contextmanager
-def whole_folder(folder: Path, *, force: bool) -> Iterator[Path]:
+def whole_folder(folder: Path, *, force: bool, mark: str) -> Iterator[Path]:
     """A folder to fill, which gets its name when all went well, and is gone else.
+
+    Args:
+        folder: To be made.
+        force: Replace one of its kind.
+        mark: The file by which that is known.
 
     Raises:
         OutputExistsError, NotFoundError: As :func:`refuse_existing_folder`.
         StorageError: If the disk refuses.
     """
-    refuse_existing_folder(folder, force=force)
+    refuse_existing_folder(folder, force=force, mark=mark)
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             part = Path(temporary) / "part"
             part.mkdir()
             yield part
+            before = Path(temporary) / "before"
             if folder.exists():
-                os.replace(folder, Path(temporary) / "before")
-            os.replace(part, folder)
+                os.replace(folder, before)
+            try:
+                os.replace(part, folder)
+            except OSError:
+                if before.exists():
+                    os.replace(before, folder)
+                raise
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror})") from error
 

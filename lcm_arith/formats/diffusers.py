@@ -18,6 +18,7 @@ from lcm_arith.errors import InvalidContentError
 
 ADAPTER_METADATA: Final = "lora_adapter_metadata"
 _TEXT_MODEL: Final = "text_model."
+_MOST_ALPHA: Final = 1e30
 _ABSENT: Final = object()  # null is a value, and a wrong one
 
 
@@ -27,9 +28,9 @@ class Alphas:
     def __init__(self, metadata: Mapping[str, str], where: str) -> None:
         try:
             config = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidContentError(
-                f"{where}: {ADAPTER_METADATA} is not JSON ({error})"
+                f"{where}: {ADAPTER_METADATA} is not JSON ({str(error)[:80]})"
             ) from None
         if not isinstance(config, dict):
             raise InvalidContentError(f"{where}: {ADAPTER_METADATA} is not an object")
@@ -48,9 +49,11 @@ class Alphas:
         if (
             isinstance(alpha, bool)
             or not isinstance(alpha, int | float)
-            or not math.isfinite(alpha)
+            or not abs(alpha) < _MOST_ALPHA
         ):
-            raise InvalidContentError(f"{self._where}: alpha of {module} is {alpha!r}, no number")
+            raise InvalidContentError(
+                f"{self._where}: alpha of {module} is {str(alpha)[:40]}, no number below 1e30"
+            )
         if rslora:
             return alpha * math.sqrt(rank)  # rsLoRA's scale is alpha / sqrt(rank)
         return float(alpha)

@@ -121,6 +121,7 @@ _PREFIXES: Final = (
     ("base_model.model.encoder.layers.", "text_encoder.text_model.encoder.layers."),
     ("base_model.model.", "unet."),
     ("text_encoders.clip_l.transformer.", "text_encoder."),
+    ("text_encoders.clip_h.transformer.", "text_encoder."),
     ("text_encoders.clip_g.transformer.", "text_encoder_2."),
     ("text_encoder_2.", "text_encoder_2."),
     ("text_encoder.", "text_encoder."),

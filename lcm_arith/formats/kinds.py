@@ -95,6 +95,10 @@ def loha(parts: Parts, alpha: float | None) -> LowRankDelta:
     rank = ups[0].shape[1]
     _check(ups[0].shape == ups[1].shape and flat[0].shape == flat[1].shape, parts)
     _check(len(flat[0]) == rank, parts)
+    if rank**2 >= min(len(ups[0]), flat[0].shape[1]):  # whole it is smaller
+        whole = (ups[0] @ flat[0]) * (ups[1] @ flat[1])
+        whole = whole.reshape(len(whole), -1, *kernel)
+        return _scaled(full_difference({"diff": whole}, None), alpha, rank)
     up = (ups[0][:, :, None] * ups[1][:, None, :]).flatten(1)  # [out, r²]
     down = (flat[0][:, None, :] * flat[1][None, :, :]).flatten(0, 1)  # [r², in]
     down = down.reshape(len(down), -1, *kernel)

@@ -19,6 +19,7 @@ from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundErr
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import BIAS, GAIN, PUBLISHED, fits, sgm_names, table, with_text_model
 
+_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".ckpt", ".msgpack")
 COMPONENTS: Final = ("unet", "text_encoder", "text_encoder_2")
 _FILES: Final = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _TEXT_MODEL: Final = "text_model."
@@ -121,7 +122,9 @@ class Model:
             Place(name, key)
             for name, file in self.files.items()
             for key in file
-            if (name, key) not in placed and (self.path.is_dir() or key.startswith(_PARTS))
+            if (name, key) not in placed
+            and not key.endswith(_UNREAD)
+            and (self.path.is_dir() or key.startswith(_PARTS))
         ]
 
 
@@ -142,9 +145,15 @@ def _of_folder(folder: Path) -> Model:
                 f"{split[0]}: the component is split into several files",
                 hint="save the model again with max_shard_size above its size",
             )
-        path = next((own / name for name in _FILES if (own / name).is_file()), None)
-        if path is None:
+        weights = sorted(p for p in own.glob("*") if p.suffix in _WEIGHTS)
+        if not weights:
             continue
+        path = weights[0]
+        if len(weights) > 1 or path.name not in _FILES:
+            raise InvalidContentError(
+                f"{own}: its weights are in {', '.join(p.name for p in weights)}",
+                hint=f"leave one file there, {' or '.join(_FILES)}",
+            )
         name = f"{component}/{path.name}"
         files[name] = SafeFile.open(path, checkpoint=True)
         for key in files[name].entries:
@@ -194,6 +203,7 @@ def _family(file: SafeFile) -> str | None:
 
 
 _UNET: Final = "model.diffusion_model."
+_UNREAD: Final = (".position_ids", "logit_scale")  # which no sampler reads
 _PARTS: Final = (_UNET, "cond_stage_model.", "conditioner.")
 # Component of a family → prefix of its keys and whether it is written as OpenCLIP's.
 _CLIP_L: Final = ("conditioner.embedders.0.transformer.", False)

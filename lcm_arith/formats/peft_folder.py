@@ -24,6 +24,8 @@ _REFUSED: Final = {
     "modules_to_save": "whole modules beside the LoRA",
     "trainable_token_indices": "trained token embeddings",
 }
+# Ways of starting a training that take out of the base what the factors begin with.
+_SHIFTING: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def resolve(folder: Path, *, allow_pickle: bool = False) -> tuple[Path, dict[str, str]]:
@@ -71,6 +73,13 @@ def resolve(folder: Path, *, allow_pickle: bool = False) -> tuple[Path, dict[str
     for name, what in _REFUSED.items():
         if fields.get(name):
             raise InvalidContentError(f"{config}: {name}: {what}; that cannot be summed")
+    start = str(fields.get("init_lora_weights", ""))
+    if start.startswith(_SHIFTING):
+        raise InvalidContentError(
+            f"{config}: init_lora_weights: {start[:40]} moves a part of the base's weights "
+            "into the factors; their product is no update of the base",
+            hint="convert it to a plain LoRA with PEFT's path_initial_model_for_weight_conversion",
+        )
     said = {f"{component}.{name}": v for component in _COMPONENTS for name, v in fields.items()}
     return weights, {ADAPTER_METADATA: json.dumps(said)}
 

@@ -174,6 +174,8 @@ class SafeFile(Mapping[str, Tensor]):
     def _read(self, descriptor: int, name: str, buffer: bytearray | None = None) -> Tensor:
         entry = self.entries[name]
         data = self._bytes(descriptor, entry.start, entry.end, buffer)
+        if not data:
+            return torch.empty(entry.shape, dtype=entry.dtype)
         return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape)
 
     def _bytes(
@@ -333,7 +335,8 @@ def _entry(name: str, row: Any, data: int, dtypes: Mapping[str, torch.dtype]) ->
             else f"unknown number format {shown(str(row['dtype']))}"
         )
     shape, offsets = row["shape"], row["data_offsets"]
-    if not isinstance(shape, list) or not all(_whole(n) and n > 0 for n in shape):
+    least = 0 if dtypes is CHECKPOINT_DTYPES else 1  # SDXL marks v-prediction by an empty tensor
+    if not isinstance(shape, list) or not all(_whole(n) and n >= least for n in shape):
         raise ValueError(f"shape {shown(str(shape))}")
     if len(shape) > MOST_AXES:
         raise ValueError(f"{len(shape)} axes, more than {MOST_AXES}")

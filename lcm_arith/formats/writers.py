@@ -151,7 +151,8 @@ def _comfy(outlines: Mapping[str, LowRankDelta], family: str | None) -> Spelling
     """ComfyUI's own: ``diffusion_model.<path>.lora_up.weight``; text encoders by CLIP."""
     is_unet = any(module.startswith("unet.") for module in outlines)
     names = sgm_names(_published(family, "comfy")) if is_unet else {}
-    clip = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+    first = "clip_h" if family == "sd2" else "clip_l"
+    clip = {"text_encoder": first, "text_encoder_2": "clip_g"}
 
     def stem(module: str) -> str:
         component, path = module.split(".", 1)
@@ -188,7 +189,7 @@ def _up_down(outlines: Mapping[str, LowRankDelta], stem: Callable[[str], str]) -
     stems = {module: stem(owner(module)) for module in outlines}
     return Spelling(
         {
-            m: (f"{name}.{_vector_part(m)}",)
+            m: (f"{name}.{_vector_part(m, outlines)}",)
             if is_vector(m)
             else (f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha")
             for m, name in stems.items()
@@ -213,11 +214,11 @@ def _check_named(outlines: Mapping[str, LowRankDelta]) -> bool:
     return bool(paths)
 
 
-def _vector_part(target: str) -> str:
-    """The ending that LyCORIS and ComfyUI read."""
+def _vector_part(target: str, outlines: Mapping[str, LowRankDelta]) -> str:
+    """The ending that LyCORIS and ComfyUI read; they know a norm's bias by its weight alone."""
     if target.endswith(MAGNITUDE):
         return "dora_scale"
-    if is_norm(target):
+    if is_norm(target) and owner(target) in outlines:
         return "b_norm" if target.endswith(BIAS) else "w_norm"
     return "diff_b"
 

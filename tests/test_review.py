@@ -1,0 +1,182 @@
+"""Cases that a review found wrong, each with what is right."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from support import random_delta
+from test_cli import fails, run
+from test_cli_arithmetic import gap
+from test_dora import TARGETS, trained
+
+from lcm_arith.adapters import load, save
+from lcm_arith.analysis import distance
+from lcm_arith.checkpoints import extract
+from lcm_arith.combination import combine_terms
+from lcm_arith.dora import as_dora
+from lcm_arith.embedded import files
+from lcm_arith.errors import InvalidContentError, UsageError
+from lcm_arith.formats.layouts import Model
+from lcm_arith.formats.preflight import SafeFile
+from lcm_arith.fuse import LiveWeights
+from lcm_arith.methods import combined
+from lcm_arith.projection import reproject, retained_energy
+from lcm_arith.sampling import load_pipeline
+from lcm_arith.vector import Source, TaskVector
+from lcm_arith.weights import parse_term
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def test_add_difference_adds_nothing_else(tmp_cwd: Path) -> None:
+    run("fuse", "noto:1", "lcm:0", "-o", "b")
+    run("fuse", "--plus", "b", "--minus", str(files.MODEL), "--times", "0.5", "-o", "half")
+    a, b, half = (load_file(Path(p) / UNET) for p in (files.MODEL, "b", "half"))
+    for name, tensor in half.items():
+        want = a[name].float() + 0.5 * (b[name].float() - a[name].float())
+        assert torch.equal(tensor, want.to(tensor.dtype))
+    assert fails("fuse", "--times", "0.5", "-o", "x")[0] == 2
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_factors_that_hold_a_part_of_the_base_are_refused(start: str, tmp_path: Path) -> None:
+    model: Any = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    config = LoraConfig(r=2, target_modules=["0"], init_lora_weights=start)  # type: ignore[arg-type]
+    get_peft_model(model, config).save_pretrained(str(tmp_path))
+    with pytest.raises(InvalidContentError, match=start):
+        load(tmp_path)
+
+
+def test_force_replaces_a_folder_of_its_kind_alone(tmp_cwd: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/other.txt").write_text("x")
+    for command in (("fuse",), ("convert", "--format", "peft")):
+        code, message = fails(*command, "-o", "mine", "--force")
+        assert code == 3
+        assert "would delete them" in message
+    assert Path("mine/other.txt").read_text() == "x"
+
+
+def test_weights_under_another_name_are_not_passed_over(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(files.MODEL, base)
+    whole = base / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(whole, base / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(InvalidContentError, match="fp16"):
+        Model.open(base)
+
+
+def test_models_are_compared_both_ways_but_for_what_nobody_reads(tmp_path: Path) -> None:
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    shutil.copytree(files.MODEL, base)
+    shutil.copytree(files.MODEL, tuned)
+    weights = load_file(tuned / UNET)
+    weights["conv_in.weight"] = weights["conv_in.weight"] * 1.5
+    text = load_file(base / "text_encoder" / "model.safetensors")
+    ids = {"embeddings.position_ids": torch.arange(16)[None]}
+    save_file(text | ids, base / "text_encoder" / "model.safetensors")
+    save_file(weights, tuned / UNET)
+    assert list(extract(base, tuned, rank=2)) == ["unet.conv_in"]
+    save_file(weights | {"time_embedding.extra": torch.ones(3)}, tuned / UNET)
+    with pytest.raises(InvalidContentError, match="extra"):
+        extract(base, tuned, rank=2)
+    save_file({**weights, "conv_in.weight": weights["conv_in.weight"] * torch.nan}, tuned / UNET)
+    with pytest.raises(InvalidContentError, match="NaN"):
+        extract(base, tuned, rank=2)
+
+
+def test_an_empty_tensor_marks_a_checkpoint_and_is_no_adapter(tmp_path: Path) -> None:
+    save_file({"v_pred": torch.empty(0), "w": torch.ones(2)}, tmp_path / "x.safetensors")
+    assert SafeFile.open(tmp_path / "x.safetensors", checkpoint=True)["v_pred"].numel() == 0
+    with pytest.raises(InvalidContentError, match="v_pred"):
+        SafeFile.open(tmp_path / "x.safetensors")
+
+
+def test_a_doras_gains_are_no_part_of_its_budget(tmp_path: Path) -> None:
+    unet = load_pipeline(files.MODEL).unet
+    trained(unet, tmp_path / "d.safetensors", 1)
+    tau = combine_terms([parse_term(f"{tmp_path / 'd.safetensors'}:1"), parse_term("noto:1")])
+    cut = reproject(tau, 2)
+    energy = retained_energy(cut)
+    layers = [m for m in tau if not m.endswith(".gain")]
+    lost = sum(float((tau[m].dense() - cut[m].dense()).square().sum()) for m in layers)
+    whole = sum(float(tau[m].dense().square().sum()) for m in layers)
+    assert energy == pytest.approx(1 - lost / whole, abs=1e-5)
+    # ‖file − sum‖ is that of the weights, not of the gains
+    pipelines = [load_pipeline(files.MODEL) for _ in range(2)]
+    for pipeline, vector in zip(pipelines, (tau, cut), strict=True):
+        LiveWeights(pipeline).apply(vector)
+    apart = sum(
+        float((a.detach() - b.detach()).square().sum())
+        for a, b in zip(*(p.unet.parameters() for p in pipelines), strict=True)
+    )
+    assert distance(cut, tau)[0] == pytest.approx(apart**0.5, rel=1e-2)  # float16 weights
+    with pytest.raises(UsageError, match="DoRA"):
+        combine_terms([parse_term(f"{tmp_path / 'd.safetensors'}:1")], policy="norm")
+    save(tau, tmp_path / "half.safetensors", dtype=torch.float16)
+    kept = load_file(tmp_path / "half.safetensors")[f"unet.{TARGETS[0]}.lora_magnitude_vector"]
+    assert kept.dtype == torch.float32
+    assert torch.equal(kept, as_dora(tau)[f"unet.{TARGETS[0]}.magnitude"].dense().flatten())
+
+
+def test_one_vector_through_an_element_wise_method(tmp_cwd: Path) -> None:
+    for method in ("ties", "dare"):
+        run("combine", "noto:1", "--method", method, "--density", "1", "--force")
+        assert gap("combined.safetensors", load("noto")) < 1e-5
+
+
+def test_verify_knows_a_policy_and_survives_odd_records(tmp_cwd: Path) -> None:
+    run("combine", "noto:0.5,up=0.8", "lcm:1", "--policy", "energy")
+    assert json.loads(run("verify", "combined.safetensors", "--json").stdout)["error"] < 1e-5
+    tensors = load_file("combined.safetensors")
+    for record in (
+        '{"terms":[1]}', '{"terms":5}', '{"terms":[{"name":"noto"}]}', '{"terms":[{"of":3}]}',
+        '{"terms":[{"weight":"x","name":"noto"}]}', '{"terms":[{"weight":"1","name":["noto"]}]}',
+        '{"terms":' + "9" * 5000 + "}",
+    ):  # fmt: skip
+        save_file(tensors, "odd.safetensors", metadata={"lcm_arith": record})
+        assert fails("verify", "odd.safetensors")[0] in (2, 3, 4), record
+    for alpha in ("9" * 5000, "1" + "0" * 400):
+        header = f'{{"unet.lora_alpha": {alpha}}}'
+        save_file(tensors, "odd.safetensors", metadata={"lora_adapter_metadata": header})
+        assert fails("inspect", "odd.safetensors")[0] == 4
+
+
+def test_iso_cts_gives_a_rank_of_one(tmp_cwd: Path) -> None:
+    told = json.loads(run("combine", "noto:1", "lcm:1", "--method", "iso-cts", "--rank", "1",
+                          "--json").stdout)  # fmt: skip
+    assert told["rank_max"] == 1
+    one, other = (random_delta((8, 1), 1, 1.0, seed) for seed in (1, 2))
+    made = combined("iso-cts", (one, other)).delta  # of biases, which have rank 1
+    assert made.rank == 1
+
+
+def test_comfy_names_what_comfyui_finds(tmp_cwd: Path) -> None:
+    layer = "text_model.encoder.layers.3.mlp.fc1"
+    norm = "unet.down_blocks.0.attentions.0.norm.bias"
+    deltas = {
+        f"text_encoder.{layer}": random_delta((4096, 1024), 2, 2.0, 1),
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": random_delta(
+            (320, 1024), 2, 2.0, 2
+        ),
+        norm: random_delta((320, 1), 1, 1.0, 3),
+    }
+    save(TaskVector(((1.0, Source(deltas)),)), "sd2.safetensors", form="comfy")
+    keys = load_file("sd2.safetensors")
+    assert f"text_encoders.clip_h.transformer.{layer}.lora_up.weight" in keys
+    assert "diffusion_model.input_blocks.1.1.norm.diff_b" in keys
+    assert set(load("sd2.safetensors")) == set(deltas)
+
+
+def test_options_that_change_nothing_are_refused(tmp_cwd: Path) -> None:
+    for command in (
+        ("combine", "--device", "bogus"),
+        ("combine", "--device", "cuda:9", "--method", "tsv-m", "--rank", "4"),
+        ("interfere", "none", "lcm"),
+    ):
+        assert fails(*command)[0] == 2

@@ -1,0 +1,46 @@
+"""A page of tables with goals: what ``exactness.py`` prints and writes."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of the page, and the goals that were missed."""
+
+    title: str
+    text: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+    def held(self, value: float, goal: float, what: str) -> str:
+        """The cell of a figure; where it misses its goal, that is noted."""
+        if not value <= goal:
+            self.missed.append(f"{self.title}, {what}: {value:.3e}, the goal is {goal:g}")
+        return f"{value:.1e}" if isinstance(value, float) else str(value)
+
+
+def page(sections: Sequence[Section], seconds: float) -> str:
+    missed = [line for section in sections for line in section.missed]
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "peft", "safetensors"))
+    lines = [
+        "# How exact the arithmetic is",
+        "",
+        f"`python benchmarks/exactness.py`, {datetime.now(UTC).date().isoformat()}, "
+        f"{platform.machine()}, one core, "
+        f"{seconds:.0f} CPU s; Python {platform.python_version()}, "
+        f"{libraries}.",
+        "",
+        "All goals are met." if not missed else "Missed: " + "; ".join(missed) + ".",
+    ]
+    for number, section in enumerate(sections, 1):
+        lines += ["", f"## {number}. {section.title}", "", section.text, ""]
+        ruled = [section.head, tuple("---" for _ in section.head), *section.rows]
+        lines += ["| " + " | ".join(row) + " |" for row in ruled]
+    return "\n".join(lines) + "\n"

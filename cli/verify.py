@@ -102,6 +102,8 @@ def recorded(file: str, tau: TaskVector, named: list[Term]) -> list[Term]:
     names = {file_digest(term.name): term.name for term in named}
     try:
         found = [term for row in record for term in _terms(file, row, names)]
+    except UsageError:
+        raise
     except (TypeError, AttributeError, KeyError, ValueError, ArithmeticError) as error:
         raise UsageError(
             f"{file}: what its header records is not understood ({type(error).__name__})",

@@ -142,7 +142,7 @@ def test_interfere_shows_and_draws_blocks(tmp_cwd: Path) -> None:
         (3, "combine nothing:1 lcm:1"),
         (3, "inspect nothing"),
         (3, "verify"),
-        (3, "interfere none lcm"),
+        (2, "interfere none lcm"),
     ],
 )
 def test_mistakes_have_their_exit_codes(tmp_cwd: Path, code: int, command: str) -> None:

@@ -133,8 +133,10 @@ def _terms(file: str, row: dict[str, Any], names: dict[str, str]) -> Iterator[Te
     if "weights" in row and len(inner) == 1:  # a λ for each part
         (term,) = _terms(file, inner[0], names)
         own, factor = parse_term(f"x:{row['weights']}").weights, Decimal(str(row["weight"]))
-        parts = tuple((part, weight * factor) for part, weight in own.parts)
-        yield Term(term.name, Weights(own.overall * factor, parts, own.blocks))
+        if factor != 1:  # of a policy
+            parts = tuple((part, weight * factor) for part, weight in own.parts)
+            own = Weights(own.overall * factor, parts, own.blocks)
+        yield Term(term.name, own)
     elif inner and float(row["weight"]) == 1:
         for own in inner:
             yield from _terms(file, own, names)

@@ -133,8 +133,8 @@ def check_same_family(vectors: dict[str, TaskVector]) -> None:
 
     Raises:
         IncompatibleError: If one fits the embedded model and another does not, two are of different
-            families, have no module in common or one in different shapes, or spell the layers of
-            one transformer differently.
+            families, have neither a module nor a known family in common, or a module in different
+            shapes, or spell the layers of one transformer differently.
     """
     _check_spelling(vectors)
     wrong = {name: misfits(tau, embedded()) for name, tau in vectors.items() if tau}
@@ -142,9 +142,9 @@ def check_same_family(vectors: dict[str, TaskVector]) -> None:
     if not fitting and len(wrong) > 1:
         (first, one), *rest = ((name, tau) for name, tau in vectors.items() if tau)
         for name, tau in rest:
-            _check_families({first: one, name: tau})
+            known = _check_families({first: one, name: tau})
             shared = set(one.modules) & set(tau.modules)
-            if not shared:
+            if not shared and not known:
                 raise IncompatibleError(
                     f"{first} and {name} have no target module in common",
                     hint="they were made for different base models",
@@ -175,8 +175,13 @@ def _check_spelling(vectors: Mapping[str, TaskVector]) -> None:
         raise IncompatibleError(f"{one} and {other}: {dit.two_spellings(found)}", hint=dit.RESPELL)
 
 
-def _check_families(vectors: Mapping[str, TaskVector]) -> None:
-    """Raises where two vectors fit known families, but none both, or a UNet and a transformer."""
+def _check_families(vectors: Mapping[str, TaskVector]) -> bool:
+    """Whether a known family fits both of two vectors.
+
+    Raises:
+        IncompatibleError: If both fit families, but none both, or one is of a UNet and the other of
+            a transformer.
+    """
     fitting, parts = {}, {}
     for name, tau in vectors.items():
         shapes = {module: tuple(tau.shape_of(module)) for module in tau}
@@ -190,3 +195,4 @@ def _check_families(vectors: Mapping[str, TaskVector]) -> None:
             f"the adapters are of different families: {', '.join(told)}",
             hint="combine vectors of one base family",
         )
+    return bool(set(first) & set(second))

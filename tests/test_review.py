@@ -180,3 +180,15 @@ def test_options_that_change_nothing_are_refused(tmp_cwd: Path) -> None:
         ("interfere", "none", "lcm"),
     ):
         assert fails(*command)[0] == 2
+
+
+def test_a_text_encoder_and_a_unet_of_one_family_combine(tmp_cwd: Path) -> None:
+    parts = {
+        "text": ("text_encoder.text_model.encoder.layers.0.mlp.fc1", (3072, 768)),
+        "unet": ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", (320, 768)),
+    }
+    for seed, (name, (module, shape)) in enumerate(parts.items()):
+        delta = random_delta(shape, 2, 2.0, seed)
+        save(TaskVector(((1.0, Source({module: delta})),)), f"{name}.safetensors")
+    run("combine", "text.safetensors:1", "unet.safetensors:1")
+    assert set(load("combined.safetensors")) == {module for module, _ in parts.values()}

@@ -7,6 +7,7 @@ singular value decompositions, projections) can be done on the cores alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,7 +108,7 @@ class Stack:
         root = s.sqrt()
         up = self.basis_up.apply(u * root).float()  # [out, r]
         down = self.basis_down.apply(v * root).T.float()  # [r, in]
-        channels = down.shape[1] // max(1, _product(self.kernel))
+        channels = down.shape[1] // math.prod(self.kernel)
         return LowRankDelta(
             down.reshape(len(down), channels, *self.kernel).contiguous(),
             up.reshape(*up.shape, *(1 for _ in self.kernel)).contiguous(),
@@ -119,10 +120,3 @@ def _signed(basis: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0).to(basis.dtype)
     return basis * sign, rotation * sign
-
-
-def _product(values: Sequence[int]) -> int:
-    result = 1
-    for value in values:
-        result *= value
-    return result

@@ -70,11 +70,19 @@ def header(
     return first, {name: len(first) + place for name, place in places.items()}
 
 
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of the tensors alone: of the canonical file without metadata."""
-    digest = hashlib.sha256(header(tensors, {})[0])
+def tensors_digest(
+    tensors: Mapping[str, Tensor], layout: Mapping[str, Tensor] | None = None
+) -> str:
+    """sha256 of the tensors alone: of the canonical file without metadata.
+
+    Args:
+        tensors: Each is asked for once, where there is a layout.
+        layout: Name → tensor of the same shape and number format.
+    """
+    layout = tensors if layout is None else layout
+    digest = hashlib.sha256(header(layout, {})[0])
     for name in sorted(tensors):
-        digest.update(_bytes_of(tensors[name], tensors[name]))
+        digest.update(_bytes_of(tensors[name], layout[name]))
     return digest.hexdigest()
 
 

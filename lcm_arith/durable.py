@@ -1,0 +1,73 @@
+"""Files that are there whole or not at all, also after a crash. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from lcm_arith.errors import StorageError
+
+
+def write(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Puts ``data`` at ``path``, replacing what was there, and flushes both file and folder.
+
+    Args:
+        path: In a folder that exists.
+        data: Content.
+        mode: Permissions before the umask.
+
+    Raises:
+        StorageError: If the disk refuses; ``path`` is then as it was.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        flush_folder(path.parent)
+    except OSError as error:
+        raise refusal(path, error, len(data)) from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes the names in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder with all above it, each flushed into the one above.
+
+    Raises:
+        StorageError: If the disk refuses, or a file is in the way.
+    """
+    missing = []
+    while not folder.is_dir() and folder != folder.parent:
+        missing.append(folder)
+        folder = folder.parent
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            flush_folder(path.parent)
+    except OSError as error:
+        raise refusal(path, error) from error
+
+
+def refusal(path: Path, error: OSError, size: int | None = None) -> StorageError:
+    """What a refusal of the disk is told as."""
+    needed = "" if size is None else f"; {size:,} bytes are needed"
+    return StorageError(
+        f"{path}: cannot be written ({error.strerror or error}{needed})",
+        hint="make room there, or see who may write",
+    )

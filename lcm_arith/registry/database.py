@@ -1,0 +1,193 @@
+"""The index's database: SQLite or PostgreSQL, its transactions and its migrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.pool import NullPool
+
+from lcm_arith.errors import IncompatibleError, LcmArithError, StorageError, UsageError
+
+tables: Final = sa.MetaData()
+
+migrations: Final = sa.Table(
+    "migrations",
+    tables,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("applied", sa.String(40), nullable=False),
+)
+# What manifests say, in columns that are asked for; rebuilt by reindex.
+records: Final = sa.Table(
+    "records",
+    tables,
+    sa.Column("sha256", sa.String(64), primary_key=True),  # of the manifest
+    sa.Column("object", sa.String(64), nullable=False, index=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("tensors", sa.String(64), nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("family", sa.Text, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("rank", sa.Text, nullable=False),
+    sa.Column("modules", sa.Integer, nullable=False),
+    sa.Column("licence", sa.Text, nullable=False),
+    sa.Column("link", sa.Text),  # a file outside of the registry
+    sa.Column("words", sa.Text, nullable=False),  # what search looks at, in small letters
+)
+parents: Final = sa.Table(
+    "parents",
+    tables,
+    sa.Column("record", sa.String(64), sa.ForeignKey("records.sha256"), primary_key=True),
+    sa.Column("parent", sa.String(64), primary_key=True, index=True),  # sha256 of a file
+)
+# What users say; each row is also a file, see lcm_arith.registry.states.
+names: Final = sa.Table(
+    "names",
+    tables,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("record", sa.String(64), sa.ForeignKey("records.sha256"), index=True),
+    sa.Column("alias_of", sa.String(100)),
+    sa.Column("state", sa.Text, nullable=False),
+)
+
+Migration = Callable[[Connection], None]
+_LOCK: Final = 5_506_147  # any number that nobody else takes: PostgreSQL's advisory lock of ours
+_WAIT: Final = 30  # seconds that a writer waits for others
+
+
+def _initial(connection: Connection) -> None:
+    """Schema 0, of before the first release: a name, what it names and a note."""
+    for statement in (
+        "CREATE TABLE records (sha256 VARCHAR(64) PRIMARY KEY, object VARCHAR(64) NOT NULL)",
+        "CREATE TABLE names (name VARCHAR(100) PRIMARY KEY, "
+        "record VARCHAR(64) REFERENCES records (sha256), note TEXT NOT NULL DEFAULT '')",
+    ):
+        connection.exec_driver_sql(statement)
+
+
+def _states(connection: Connection) -> None:
+    """States instead of notes, aliases, and the columns that are asked for."""
+    from lcm_arith.registry.states import State
+
+    old = connection.exec_driver_sql("SELECT name, record, note FROM names").all()
+    for statement in ("DROP TABLE names", "DROP TABLE records"):
+        connection.exec_driver_sql(statement)
+    tables.create_all(connection, tables=[records, parents, names], checkfirst=False)
+    # Rows of records are made of manifests, by reindex; names would have none to refer to.
+    for name, record, note in old:
+        state = State(record=record, notes=(note,) if note else ())
+        values = {"name": name, "record": None, "state": state.text()}
+        connection.execute(names.insert().values(values))
+
+
+MIGRATIONS: Final[dict[str, Migration]] = {"0000_initial": _initial, "0001_states": _states}
+
+
+def engine(url: str) -> Engine:
+    """An engine whose writing transactions lock from their start.
+
+    Raises:
+        UsageError: If the URL is of no database that is supported, or its driver is missing.
+    """
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise UsageError(
+                f"{parsed.get_backend_name()}: is no database that the registry can use",
+                hint="sqlite:///FILE or postgresql+psycopg://HOST/NAME",
+            )
+        lite = parsed.get_backend_name() == "sqlite"
+        made = sa.create_engine(
+            parsed, poolclass=NullPool, connect_args={"timeout": _WAIT} if lite else {}
+        )
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UsageError(f"the index's URL is not understood: {error}") from error
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"the package {error.name} is missing", hint="pip install 'lcm-arith[postgres]'"
+        ) from error
+    if lite:
+        sa.event.listen(made, "connect", _on_connect)
+    sa.event.listen(made, "begin", _on_begin)
+    return made
+
+
+def _on_connect(connection: Any, _: object) -> None:
+    """Python's own transactions lose updates; SQLAlchemy's BEGIN below is sent as it is."""
+    connection.isolation_level = None
+    for pragma in ("foreign_keys=ON", "synchronous=FULL", "journal_mode=DELETE"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _on_begin(connection: Connection) -> None:
+    """Locks what the transaction needs before it reads anything."""
+    use = connection.get_execution_options().get("use", "read")
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN" if use == "read" else "BEGIN IMMEDIATE")
+    elif use != "read":
+        shared = "" if use == "alone" else "_shared"
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{shared}({_LOCK})")
+
+
+@contextmanager
+def transaction(database: Engine, use: str) -> Iterator[Connection]:
+    """A transaction: to ``read`` a consistent state, to ``write`` a name, or ``alone``.
+
+    Raises:
+        StorageError: If the database refuses; nothing of the transaction is then done.
+    """
+    try:
+        with database.execution_options(use=use).begin() as connection:
+            yield connection
+    except DBAPIError as error:
+        raise _refusal(database, error) from error
+
+
+def _refusal(database: Engine, error: DBAPIError) -> LcmArithError:
+    said = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else str(error)
+    where = database.url.database if database.dialect.name == "sqlite" else database.url.host
+    hint = "see that the database runs and may be written, and that its disk has room"
+    if "malformed" in said or "not a database" in said:
+        hint = "the index is damaged; the vectors are not: lcm-arith registry reindex"
+    if "locked" in said:
+        hint = f"another program held the index for {_WAIT} s; run the command again"
+    return StorageError(f"{where}: the registry's index failed ({said})", hint=hint)
+
+
+def migrate(connection: Connection) -> list[str]:
+    """Brings the schema up to date; the names of what was applied.
+
+    Raises:
+        IncompatibleError: If a newer program wrote it.
+    """
+    todo = [name for name in MIGRATIONS if name not in applied(connection)]
+    tables.create_all(connection, tables=[migrations])
+    for name in todo:
+        MIGRATIONS[name](connection)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        connection.execute(migrations.insert().values(name=name, applied=now))
+    return todo
+
+
+def applied(connection: Connection) -> set[str]:
+    """Names of the migrations that were applied.
+
+    Raises:
+        IncompatibleError: If a newer program wrote the database.
+    """
+    if not sa.inspect(connection).has_table("migrations"):
+        return set()
+    done = set(connection.scalars(sa.select(migrations.c.name)))
+    newer = done - MIGRATIONS.keys()
+    if newer:
+        raise IncompatibleError(
+            f"the registry was written by a newer lcm-arith ({', '.join(sorted(newer))})",
+            hint="install that version, or use another LCM_ARITH_HOME",
+        )
+    return done

@@ -1,0 +1,130 @@
+"""Files → records. This is the one part of the registry that reads adapters, with torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from lcm_arith.adapters import KEPT, OWN_METADATA
+from lcm_arith.analysis import inner, share_by_block
+from lcm_arith.errors import InvalidContentError
+from lcm_arith.formats import dialects
+from lcm_arith.formats.container import tensors_digest
+from lcm_arith.formats.keys import dialect
+from lcm_arith.formats.preflight import SafeFile
+from lcm_arith.modules import candidates, is_vector
+from lcm_arith.pool import one_thread
+from lcm_arith.registry.fingerprints import fingerprint
+from lcm_arith.registry.records import Record
+from lcm_arith.vector import Source, TaskVector
+
+_MAGNITUDES: Final = ("lora_magnitude_vector", "dora_scale")
+
+
+def describe(path: Path, *, source: Mapping[str, Any], link: str | None = None) -> Record:
+    """The record of a ``.safetensors`` file.
+
+    A DoRA's ranks, norms and fingerprint are those of its factors, which need no base model.
+
+    Args:
+        path: Of a file that nobody changes meanwhile.
+        source: Where it came from, JSON-ready.
+        link: Its place outside of the registry, if it stays there.
+
+    Raises:
+        InvalidContentError: If it is no adapter that can be read.
+    """
+    file = SafeFile.open(path)
+    small = file.size <= KEPT
+    digest, kept = file.checked(keep=small)
+    tensors: Mapping[str, Tensor] = kept if small else file
+    plain = {name: name for name in tensors if not name.endswith(_MAGNITUDES)}
+    stretched = len(tensors) - len(plain)
+    parsed = dialects.parse(_Part(tensors, plain), file.metadata, str(path))
+    tau = TaskVector(((1.0, Source(parsed.deltas, {}, {}, parsed.outlines)),))
+    deltas = {target: tau[target] for target in tau}
+    layers = [delta for target, delta in deltas.items() if not is_vector(target)]
+    fitting = candidates({target: tuple(d.shape) for target, d in parsed.outlines.items()})
+    with one_thread():
+        norm = math.sqrt(sum(inner(delta, delta) for delta in deltas.values()))
+        blocks = share_by_block(deltas)
+    made = own_header(file.metadata, path)
+    return Record(
+        object=digest,
+        bytes=path.stat().st_size,
+        data=_data_sha256(path, min(entry.start for entry in file.entries.values())),
+        tensors=tensors_digest(tensors, file.outlines()),
+        dialect=dialect(tensors),
+        network={"dora": stretched} if stretched else dict(parsed.kinds),
+        families=tuple((c.family, f"{c.coverage:.4f}") for c in fitting),
+        ranks={str(r): n for r, n in sorted(Counter(d.rank for d in layers).items())},
+        alphas=dict(Counter(f"{d.scale * d.rank:g}" for d in layers)),
+        dtypes=dict(Counter(str(e.dtype).removeprefix("torch.") for e in file.entries.values())),
+        modules=len(deltas),
+        parameters=sum(math.prod(entry.shape) for entry in file.entries.values()),
+        components=tuple(sorted({target.split(".")[0] for target in deltas})),
+        norm=f"{norm:.6g}",
+        blocks={block: f"{share:.4f}" for block, share in blocks.items()},
+        guess={"kind": "style"},
+        made=made,
+        parents=tuple(sorted(set(_parents(made)))),
+        metadata=dict(file.metadata),
+        source=dict(source),
+        link=link,
+        fingerprint=fingerprint(tau),
+    )
+
+
+class _Part(Mapping[str, Tensor]):
+    """Some of a file's tensors."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def own_header(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """What this program wrote into a header, every number as it was written there.
+
+    Raises:
+        InvalidContentError: If it is no JSON object.
+    """
+    try:
+        found = json.loads(metadata.get(OWN_METADATA, "{}"), parse_float=str)
+    except (ValueError, RecursionError) as error:
+        raise InvalidContentError(f"{path}: header {OWN_METADATA!r} is not JSON") from error
+    if not isinstance(found, dict):
+        raise InvalidContentError(f"{path}: header {OWN_METADATA!r} is no JSON object")
+    return found
+
+
+def _parents(made: Any) -> Iterator[str]:
+    """Every sha256 in the terms of a sum, however deep."""
+    terms = made.get("terms") if isinstance(made, dict) else None
+    for term in terms if isinstance(terms, list) else []:
+        if not isinstance(term, dict):
+            continue
+        if isinstance(term.get("sha256"), str):
+            yield term["sha256"]
+        yield from _parents(term.get("of"))
+
+
+def _data_sha256(path: Path, start: int) -> str:
+    with path.open("rb") as file:
+        file.seek(start)
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,240 @@
+"""The index: which names there are, what they stand for, and what is asked of many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import IntegrityError
+
+from lcm_arith import durable
+from lcm_arith.errors import NotFoundError, OutputExistsError
+from lcm_arith.registry import database
+from lcm_arith.registry.database import names, parents, records, transaction
+from lcm_arith.registry.states import Before, State, States
+
+
+@dataclass(frozen=True)
+class Row:
+    """A name with its state and the columns of its record.
+
+    Args:
+        name: As it is stored.
+        state: What its user says.
+        columns: Of the table ``records``; empty of an alias, and where the manifest is lost.
+    """
+
+    name: str
+    state: State
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Change:
+    """A transaction that changes names; their files change with it."""
+
+    connection: Connection
+    states: States
+    undo: list[Before] = field(default_factory=list)
+    after: list[Callable[[], None]] = field(default_factory=list)
+
+    def state(self, name: str) -> State | None:
+        """A name's state, locked until the transaction ends; None where there is no such name."""
+        row = self.connection.execute(
+            sa.select(names.c.state).where(names.c.name == name).with_for_update()
+        ).first()
+        return None if row is None else State.of(row.state, name)
+
+    def insert(self, name: str, state: State) -> None:
+        """A new name.
+
+        Raises:
+            OutputExistsError: If it is taken.
+        """
+        values = {"name": name, "record": state.record, "alias_of": state.alias_of}
+        try:
+            with self.connection.begin_nested():
+                self.connection.execute(names.insert().values(**values, state=state.text()))
+        except IntegrityError:
+            if self.state(name) is None:
+                raise
+            raise OutputExistsError(
+                f"{name}: there is a vector of that name",
+                hint="choose another with --name, or remove it: lcm-arith registry rm",
+            ) from None
+        self.undo.append(self.states.put(name, state))
+
+    def names_of(self, sha256: str) -> list[str]:
+        """Names of the records of a file, sorted."""
+        query = (
+            sa.select(names.c.name)
+            .join(records, names.c.record == records.c.sha256)
+            .where(records.c.object == sha256)
+            .order_by(names.c.name)
+        )
+        return list(self.connection.scalars(query))
+
+    def aliases(self, name: str) -> list[tuple[str, State]]:
+        """Names that stand for ``name``, with their states, locked."""
+        query = sa.select(names.c.name, names.c.state).where(names.c.alias_of == name)
+        found = self.connection.execute(query.order_by(names.c.name).with_for_update()).all()
+        return [(own, State.of(text, own)) for own, text in found]
+
+    def children(self, sha256: str) -> list[str]:
+        """Names of the vectors that were made of a file, sorted."""
+        query = (
+            sa.select(names.c.name)
+            .join(parents, names.c.record == parents.c.record)
+            .where(parents.c.parent == sha256)
+            .order_by(names.c.name)
+        )
+        return list(self.connection.scalars(query))
+
+    def update(self, name: str, state: State) -> None:
+        """A name's new state."""
+        values = {"record": state.record, "alias_of": state.alias_of, "state": state.text()}
+        self.connection.execute(names.update().where(names.c.name == name).values(**values))
+        self.undo.append(self.states.put(name, state))
+
+    def delete(self, name: str) -> None:
+        """Removes a name; its file goes when the transaction has come to its end."""
+        self.connection.execute(names.delete().where(names.c.name == name))
+        self.after.append(lambda: self.states.remove(name))
+
+    def record(self, columns: Mapping[str, Any], of: tuple[str, ...]) -> None:
+        """A record's columns and its parents, if they are not there.
+
+        Args:
+            columns: Of the table ``records``.
+            of: sha256 of the files that it was made of.
+        """
+        self._once(records, [dict(columns)])
+        self._once(parents, [{"record": columns["sha256"], "parent": own} for own in sorted(of)])
+
+    def _once(self, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        if self.connection.dialect.name == "sqlite":
+            from sqlalchemy.dialects.sqlite import insert
+        else:
+            from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
+        self.connection.execute(insert(table).on_conflict_do_nothing(), rows)
+
+
+@dataclass(frozen=True)
+class Index:
+    """Names and records in a database, and the names' files.
+
+    Args:
+        url: SQLAlchemy's URL.
+        states: The files.
+        fill: Called with a Change after the schema was brought up to date, to fill the records.
+    """
+
+    url: str
+    states: States
+    fill: Callable[[Change], None]
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Opened when first needed."""
+        return database.engine(self.url)
+
+    @property
+    def file(self) -> Path | None:
+        """SQLite's file; None of a server."""
+        url = make_url(self.url)
+        return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+    def ready(self, *, make: bool) -> bool:
+        """Whether there is an index; brings its schema up to date, or makes it.
+
+        Raises:
+            IncompatibleError: If a newer program wrote it.
+            StorageError: If the database refuses.
+        """
+        if self.file is not None and not self.file.exists():
+            if not make:
+                return False
+            durable.make_folder(self.file.parent)
+        with self.reading() as connection:
+            done = database.applied(connection)
+        if not done and not make:
+            return False
+        if done != database.MIGRATIONS.keys():
+            with self._change("alone") as change:
+                if database.migrate(change.connection):
+                    self.fill(change)
+        return True
+
+    @contextmanager
+    def change(self, *, alone: bool = False) -> Iterator[Change]:
+        """A transaction that changes names; all of it is done, or nothing.
+
+        Args:
+            alone: Whether nobody else may change anything meanwhile.
+
+        Raises:
+            StorageError: If the database or the disk refuses.
+        """
+        self.ready(make=True)
+        with self._change("alone" if alone else "write") as change:
+            yield change
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A transaction that sees one state and changes nothing."""
+        return transaction(self.engine, "read")
+
+    @contextmanager
+    def _change(self, use: str) -> Iterator[Change]:
+        done: list[Before] = []
+        after: list[Callable[[], None]] = []
+        try:
+            with transaction(self.engine, use) as connection:
+                yield Change(connection, self.states, done, after)
+        except BaseException:
+            for before in reversed(done):
+                before.undo()
+            raise
+        for before in done:
+            before.forget()
+        for step in after:
+            step()
+
+    def rows(self, *, where: Callable[[sa.Select[Any]], sa.Select[Any]] | None = None) -> list[Row]:
+        """Every name with its record, sorted, by one query."""
+        if not self.ready(make=False):
+            return []
+        query = sa.select(names.c.name, names.c.state, records).outerjoin(
+            records, names.c.record == records.c.sha256
+        )
+        query = query.order_by(names.c.name) if where is None else where(query)
+        with self.reading() as connection:
+            found = connection.execute(query).mappings().all()
+        return [_row(dict(values)) for values in found]
+
+    def row(self, name: str) -> Row:
+        """One name; an alias as itself.
+
+        Raises:
+            NotFoundError: If there is none.
+        """
+        found = self.rows(where=lambda query: query.where(names.c.name == name))
+        if not found:
+            raise NotFoundError(f"{name}: no vector of that name", hint="lcm-arith registry ls")
+        return found[0]
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self.rows(where=lambda query: query.where(names.c.name == name)))
+
+
+def _row(values: dict[str, Any]) -> Row:
+    name, state = values.pop("name"), State.of(values.pop("state"), values.get("name", "index"))
+    return Row(name, state, values if values["sha256"] is not None else {})

@@ -1,0 +1,159 @@
+"""Objects: the bytes of files, kept under their sha256 and never changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lcm_arith import durable
+from lcm_arith.errors import InvalidContentError, NotFoundError, StorageError
+
+ADAPTER: Final = ".safetensors"
+_BLOCK: Final = 4 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The files in a folder, by the sha256 of their bytes.
+
+    They keep their endings, so that other programs know what they are given.
+
+    Args:
+        root: The registry's folder.
+    """
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self.root / "objects" / "sha256"
+
+    def path(self, sha256: str, suffix: str = ADAPTER) -> Path:
+        """Where one lies or would lie."""
+        return self.folder / sha256[:2] / f"{sha256}{suffix}"
+
+    def put(self, part: Path, sha256: str, suffix: str = ADAPTER) -> None:
+        """Moves a flushed file of ours into its place; one that is there and whole stays.
+
+        Raises:
+            StorageError: If the disk refuses.
+        """
+        path = self.path(sha256, suffix)
+        try:
+            if path.is_file() and file_sha256(path) == sha256:
+                os.utime(path)  # gc sweeps what is old, and this is wanted again
+                return
+            durable.make_folder(path.parent)
+            part.chmod(0o444 & ~_umask())
+            os.replace(part, path)
+            durable.flush_folder(path.parent)
+        except OSError as error:
+            raise durable.refusal(path, error) from error
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(sorted(self.folder.glob("??/*.*")))
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A folder of this process beside the objects, gone afterwards.
+
+        Raises:
+            StorageError: If the disk refuses.
+        """
+        folder = self.root / "tmp" / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        durable.make_folder(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # gc takes what this leaves
+
+    def abandoned(self, older_than: float) -> Iterator[Path]:
+        """Workspaces of processes that are dead, or older than so many seconds.
+
+        A process of another host cannot be asked; only age tells there.
+        """
+        for folder in sorted((self.root / "tmp").glob("*-*-*")):
+            host, number, _ = folder.name.rsplit("-", 2)
+            dead = host == socket.gethostname() and not _alive(int(number))
+            if dead or time.time() - folder.stat().st_mtime > older_than:
+                yield folder
+
+
+def copy(source: Path, target: Path) -> tuple[str, int]:
+    """Copies a regular file, flushed, and returns its sha256 and size in bytes.
+
+    Raises:
+        NotFoundError: If it is none; a pipe is not waited for.
+        InvalidContentError: If it was changed while it was read.
+        StorageError: If the disk refuses.
+    """
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFoundError(f"{source}: no such file") from None
+    except OSError as error:
+        raise StorageError(f"{source}: cannot be read ({error.strerror})") from error
+    with os.fdopen(descriptor, "rb", buffering=0) as reader:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise NotFoundError(f"{source}: is no regular file")
+        sha256, size = _copy(reader, source, target, before.st_size)
+        after = os.fstat(descriptor)
+    if size != before.st_size or _identity(before) != _identity(after):
+        raise InvalidContentError(
+            f"{source}: was changed while it was read", hint="run the command again"
+        )
+    return sha256, size
+
+
+def _copy(reader: object, source: Path, target: Path, size: int) -> tuple[str, int]:
+    digest, done, buffer = hashlib.sha256(), 0, memoryview(bytearray(_BLOCK))
+    try:
+        with target.open("xb", buffering=0) as writer:
+            while got := reader.readinto(buffer):  # type: ignore[attr-defined]
+                digest.update(buffer[:got])
+                written = 0
+                while written < got:
+                    written += writer.write(buffer[written:got]) or 0
+                done += got
+            os.fsync(writer.fileno())
+    except OSError as error:
+        raise durable.refusal(target, error, size) from error
+    return digest.hexdigest(), done
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,172 @@
+"""Record: what is known of one adapter file, read from its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final
+
+from lcm_arith.errors import InvalidContentError, UsageError
+from lcm_arith.registry.manifests import SCHEMA
+from lcm_arith.registry.states import State
+
+KINDS: Final = ("acceleration", "style", "combined", "task")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One adapter file. Numbers that are not whole are decimal strings.
+
+    Args:
+        object: sha256 of the file.
+        bytes: Its size.
+        data: sha256 of what follows its header; kohya's ``sshs_model_hash``, CivitAI's AutoV3.
+        tensors: sha256 of its tensors in canonical order, whatever the header says.
+        dialect: Whose names its keys are.
+        network: Kinds of its updates, ``lora``, ``dora`` …, → how many modules.
+        families: (family, covered share of its modules), best first; several where shapes tie.
+        ranks: Rank → how many modules.
+        alphas: Alpha → how many modules.
+        dtypes: Number format → how many tensors.
+        modules: How many modules it updates.
+        parameters: How many numbers it holds.
+        components: ``unet``, ``text_encoder`` … that it updates.
+        norm: ‖τ‖ over all modules.
+        blocks: Block → its share of ‖τ‖².
+        guess: Kind and use as guessed: ``kind, accelerator, sampler, steps, guidance, weight`` and
+            the ``evidence``.
+        facts: What others say of it, :class:`lcm_arith.registry.facts.Facts` as JSON.
+        made: What this program wrote into its header: terms, weights, method.
+        parents: sha256 of the files that it was made of.
+        metadata: The header's own, as it was.
+        source: Where it came from.
+        link: The file's place outside of the registry, where it was linked.
+        previews: Pictures: ``{"sha256", "suffix"}``.
+        fingerprint: See :mod:`lcm_arith.registry.fingerprints`.
+    """
+
+    object: str
+    bytes: int
+    data: str
+    tensors: str
+    dialect: str
+    network: Mapping[str, int]
+    families: tuple[tuple[str, str], ...]
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, int]
+    dtypes: Mapping[str, int]
+    modules: int
+    parameters: int
+    components: tuple[str, ...]
+    norm: str
+    blocks: Mapping[str, str]
+    guess: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    link: str | None = None
+    previews: tuple[Mapping[str, str], ...] = ()
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str) -> Record:
+        """From a manifest.
+
+        Raises:
+            InvalidContentError: If it is none of this version.
+        """
+        given = dict(values)
+        if given.pop("schema", None) != SCHEMA or given.keys() != {f.name for f in fields(cls)}:
+            raise InvalidContentError(
+                f"{where}: is no manifest of schema {SCHEMA}",
+                hint="a newer lcm-arith may read it; else add the vector again",
+            )
+        given["families"] = tuple((str(name), str(share)) for name, share in given["families"])
+        for name in ("components", "parents", "previews"):
+            given[name] = tuple(given[name])
+        return cls(**given)
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest's values."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    def columns(self, sha256: str) -> dict[str, Any]:
+        """The row of the index.
+
+        Args:
+            sha256: Of the manifest.
+        """
+        best = max((share for _, share in self.families), default="")
+        ties = [name for name, share in self.families if share == best]
+        ranks = sorted(map(int, self.ranks))
+        spread = f"{ranks[0]}-{ranks[-1]}" if ranks[1:] else "".join(map(str, ranks))
+        return {
+            "sha256": sha256,
+            "object": self.object,
+            "bytes": self.bytes,
+            "tensors": self.tensors,
+            "kind": self.guess["kind"],
+            "family": "|".join(ties) or "unknown",
+            "network": "+".join(sorted(self.network)),
+            "rank": spread,
+            "modules": self.modules,
+            "licence": _said(self.facts.get("licence")) or "unknown",
+            "link": self.link,
+            "words": " ".join(self._words()).lower(),
+        }
+
+    def _words(self) -> list[str]:
+        facts = self.facts
+        texts = [facts.get(own) for own in ("title", "description", "author", "licence")]
+        texts += facts.get("triggers", [])
+        return [said for said in map(_said, texts) if said] + [
+            str(self.source.get(key, "")) for key in ("file", "repo", "url")
+        ]
+
+    def shown(self, state: State) -> dict[str, Any]:
+        """Everything as it counts: what the user says, else what others say, else the guess."""
+        values = self.manifest()
+        own = dict(state.settings)
+        kind = own.get("kind") or self.guess["kind"]
+        counts: dict[str, Any] = {
+            "kind": {"value": kind, "source": "user" if "kind" in own else "assumed"},
+            "tags": list(state.tags),
+            "notes": list(state.notes),
+            "added": state.added,
+            "settings": own,
+        }
+        for name in USES:
+            said = self.facts.get(name) or self.guess.get(name)
+            counts[name] = own.get(name, said)
+        return {**values, **counts}
+
+
+USES: Final = ("sampler", "steps", "guidance", "weight")
+"""What is recommended for its use."""
+
+
+def _said(value: Any) -> str:
+    """The text of what somebody said, with or without a source."""
+    if isinstance(value, Mapping):
+        value = value.get("value")
+    return "" if value is None else str(value)
+
+
+def check_settings(record: Record, values: Mapping[str, Any]) -> None:
+    """Raises where a record cannot be what a user says of it.
+
+    Raises:
+        UsageError: If there is no such kind, or the record's shapes fit no such family.
+    """
+    kind = values.get("kind")
+    if kind is not None and kind not in KINDS:
+        raise UsageError(f"{kind}: is no kind of vector", hint=f"one of {', '.join(KINDS)}")
+    family = values.get("family")
+    fitting = [name for name, _ in record.families]
+    if family is not None and fitting and family not in fitting:
+        raise UsageError(
+            f"{family}: its modules do not fit, they are of {' or '.join(fitting)}",
+            hint="shapes outrank labels",
+        )

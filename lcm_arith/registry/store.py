@@ -1,0 +1,203 @@
+"""The registry of one user or team: names, records and the files they stand for."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from lcm_arith.embedded import files
+from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
+from lcm_arith.registry import paths, shipped
+from lcm_arith.registry.database import names, records
+from lcm_arith.registry.index import Change, Index, Row
+from lcm_arith.registry.manifests import Manifests
+from lcm_arith.registry.names import check_name, digest_of
+from lcm_arith.registry.objects import Objects
+from lcm_arith.registry.records import Record
+from lcm_arith.registry.states import State, States
+
+
+@dataclass(frozen=True)
+class Found:
+    """A vector that a name or a digest stands for.
+
+    Args:
+        name: Its name; of a record that has none any more, its digest.
+        record: What is known of its file.
+        path: The file.
+        state: What its user says.
+        shipped: Whether it came with the program.
+    """
+
+    name: str
+    record: Record
+    path: Path
+    state: State = field(default_factory=State)
+    shipped: bool = False
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A folder of objects, manifests and states, and an index of them.
+
+    Args:
+        root: The folder; it need not exist before something is added.
+        url: SQLAlchemy's URL of the index.
+    """
+
+    root: Path
+    url: str
+
+    @classmethod
+    def open(cls, root: Path | None = None, url: str | None = None) -> Registry:
+        """The user's registry, or that of another folder; nothing is made or read yet."""
+        root = root or paths.home()
+        return cls(root, url or paths.database_url(root))
+
+    @cached_property
+    def objects(self) -> Objects:
+        """The files."""
+        return Objects(self.root)
+
+    @cached_property
+    def manifests(self) -> Manifests:
+        """What is known of them."""
+        return Manifests(self.root)
+
+    @cached_property
+    def index(self) -> Index:
+        """The names."""
+        return Index(self.url, States(self.root), self.fill)
+
+    def rows(self) -> list[Row]:
+        """Every name, those of shipped vectors first."""
+        return [*shipped.rows(), *self.index.rows()]
+
+    def find(self, text: str) -> Found:
+        """What a name, an alias or a digest (``sha256:`` and 8 or more digits) stands for.
+
+        Raises:
+            NotFoundError: If it is nothing.
+            UsageError: If more than one record begins with the digest.
+            InvalidContentError: If its manifest is lost or damaged.
+        """
+        if text in shipped.names():
+            return Found(text, shipped.record(text), files.vector_path(text), shipped=True)
+        if digest_of(text) and (text.startswith("sha256:") or not self._named(text)):
+            return self._by_digest(digest_of(text) or "")
+        row = self.row(text)
+        if row.state.alias_of is not None:
+            return self.find(row.state.alias_of)
+        return self._found(row.name, str(row.state.record), row.state)
+
+    def row(self, text: str) -> Row:
+        """The row of a name; an alias as itself.
+
+        Raises:
+            NotFoundError: If there is none; the hint names the closest.
+        """
+        name = check_name(text)
+        if name in shipped.names():
+            raise UsageError(
+                f"{name}: came with the program and cannot be changed",
+                hint=f"take a copy: lcm-arith registry add {name} --name my-{name}",
+            )
+        try:
+            return self.index.row(name)
+        except NotFoundError as error:
+            known = [row.name for row in self.rows()]
+            close = difflib.get_close_matches(name, known, n=1)
+            error.hint = f"did you mean {close[0]}?" if close else "see: lcm-arith registry ls"
+            raise
+
+    def files(self, sha256: str) -> Path | None:
+        """The file with that sha256, of a record or shipped; None where there is none."""
+        for name in shipped.names():
+            if shipped.record(name).object == sha256:
+                return files.vector_path(name)
+        if not self.index.ready(make=False):
+            return None
+        query = sa.select(records.c.object, records.c.link).where(records.c.object == sha256)
+        with self.index.reading() as connection:
+            rows = connection.execute(query).all()
+        for row in rows:
+            path = Path(row.link) if row.link else self.objects.path(row.object)
+            if path.is_file():
+                return path
+        return None
+
+    def fill(self, change: Change) -> None:
+        """Makes the records of all names anew, from manifests.
+
+        Raises:
+            InvalidContentError: If the state of a name is none.
+        """
+        connection = change.connection
+        for name, text in connection.execute(sa.select(names.c.name, names.c.state)).all():
+            state = State.of(text, name)
+            if state.record is None:
+                continue
+            try:
+                record = Record.of(self.manifests.get(state.record), state.record)
+            except InvalidContentError:
+                continue  # the name stays, and verify tells of it
+            change.record(record.columns(state.record), record.parents)
+            change.update(name, state)
+
+    def _named(self, text: str) -> bool:
+        try:
+            self.index.row(text)
+        except NotFoundError:
+            return False
+        return True
+
+    def _by_digest(self, start: str) -> Found:
+        if not self.index.ready(make=False):
+            raise NotFoundError(f"sha256:{start}: no such vector, the registry is empty")
+        pattern = f"{start}%"
+        query = sa.select(records.c.sha256).where(
+            records.c.object.like(pattern) | records.c.sha256.like(pattern)
+        )
+        with self.index.reading() as connection:
+            found = sorted(set(connection.scalars(query)))
+        if not found:
+            raise NotFoundError(f"sha256:{start}: no such vector", hint="lcm-arith registry ls")
+        objects = {Record.of(self.manifests.get(own), own).object for own in found}
+        if len(objects) > 1:
+            raise UsageError(
+                f"sha256:{start}: begins {len(objects)} digests", hint="give more digits"
+            )
+        return self._found(f"sha256:{found[0][:12]}", found[0], State(record=found[0]))
+
+    def _found(self, name: str, digest: str, state: State) -> Found:
+        record = Record.of(self.manifests.get(digest), digest)
+        path = Path(record.link) if record.link else self.objects.path(record.object)
+        return Found(name, record, path, state)
+
+
+def path_of(text: str) -> Path | None:
+    """The file of a vector in the user's registry; None where there is no such name.
+
+    Raises:
+        InvalidContentError: If the name is there, and its file is not.
+    """
+    try:
+        found = Registry.open().find(text)
+    except (NotFoundError, UsageError):
+        return None
+    if not found.path.is_file():
+        raise InvalidContentError(
+            f"{text}: its file is missing ({found.path})",
+            hint="restore a backup, add it again, or see: lcm-arith registry verify",
+        )
+    return found.path
+
+
+def described(found: Found) -> dict[str, Any]:
+    """What is known and said of a vector, JSON-ready."""
+    return found.record.shown(found.state)

@@ -32,21 +32,29 @@ DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16":
 
 
 def locate(name: str | Path) -> Path:
-    """Path of a shipped vector or of a file.
+    """Path of a shipped vector, of a file, or of a vector in the registry, in this order.
 
     Raises:
-        NotFoundError: If ``name`` is neither.
+        NotFoundError: If ``name`` is none of them.
+        InvalidContentError: If the registry has it, and its file is lost.
     """
     if str(name) in files.vector_names():
         return files.vector_path(str(name))
     path = Path(name)
     if path.exists():
         return path
+    if "/" not in str(name):
+        from lcm_arith.registry import store  # SQLAlchemy, which files do not need
+
+        registered = store.path_of(str(name))
+        if registered is not None:
+            return registered
     shipped = files.vector_names()
     close = difflib.get_close_matches(str(name), shipped, n=1)
     raise NotFoundError(
-        f"{name}: no shipped vector and no file of that name",
-        hint=(f"did you mean {close[0]}? " if close else "") + f"shipped: {', '.join(shipped)}",
+        f"{name}: no vector and no file of that name",
+        hint=(f"did you mean {close[0]}? " if close else "")
+        + f"shipped: {', '.join(shipped)}; yours: lcm-arith registry ls",
     )
 
 

@@ -93,24 +93,40 @@ def combine_terms(
         factor * weigh(vectors[term.name], term.weights, term.name)
         for factor, term in zip(factors, given, strict=True)
     ]
-    if row.exact:
-        tau = sum(weighed, TaskVector())
-    else:
-        if any(target.endswith(GAIN) for tau in weighed for target in tau):
-            raise InvalidContentError(
-                f"{method}: a DoRA stretches the base's rows, only sums of it are known",
-                hint="use linear, or fuse it and extract the difference",
-            )
-        rank = int(budget.value) if budget and budget.kind == "rank" else None
-        origin = {"method": method, "rank": rank, "of": sum(weighed, TaskVector())}
-        if row.function is None:
-            how = how or How()
-            origin |= asdict(how)
-        lazy = Combined(tuple(weighed), row, rank, how)
-        tau = TaskVector(((1.0, Source(lazy, origin, outlines=Lazy(lazy, lazy.outline))),))
-        if rank is not None:
-            return tau  # the method has met it in its own way
+    rank = int(budget.value) if budget and budget.kind == "rank" else None
+    tau = by_method(weighed, row, rank=rank, how=how)
+    if rank is not None and not row.exact:
+        return tau  # the method has met it in its own way
     return tau if budget is None else reproject(tau, budget, device)
+
+
+def by_method(
+    weighed: Sequence[TaskVector], row: methods.Method, *, rank: int | None, how: How | None
+) -> TaskVector:
+    """Weighted vectors combined by a row of METHODS.
+
+    Args:
+        weighed: The terms, each times its λ.
+        row: The method.
+        rank: Of each module, where it is given and the method is no plain sum.
+        how: Choices for an element-wise method.
+
+    Raises:
+        InvalidContentError: If a method other than a sum is to combine DoRAs.
+    """
+    if row.exact:
+        return sum(weighed, TaskVector())
+    if any(target.endswith(GAIN) for tau in weighed for target in tau):
+        raise InvalidContentError(
+            f"{row.name}: a DoRA stretches the base's rows, only sums of it are known",
+            hint="use linear, or fuse it and extract the difference",
+        )
+    origin = {"method": row.name, "rank": rank, "of": sum(weighed, TaskVector())}
+    if row.function is None:
+        how = how or How()
+        origin |= asdict(how)
+    lazy = Combined(tuple(weighed), row, rank, how)
+    return TaskVector(((1.0, Source(lazy, origin, outlines=Lazy(lazy, lazy.outline))),))
 
 
 @dataclass(frozen=True, eq=False)

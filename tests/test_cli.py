@@ -219,7 +219,7 @@ def test_errors_reach_the_shell_as_one_message_and_a_code(tmp_cwd: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_cwd, check=False)
     assert done.returncode == 3
     assert done.stdout == ""
-    assert done.stderr.startswith("Error: notto: no shipped vector and no file of that name")
+    assert done.stderr.startswith("Error: notto: no vector and no file of that name")
     assert "Traceback" not in done.stderr
     loud = {**os.environ, "LCM_ARITH_DEBUG": "1"}
     done = subprocess.run(

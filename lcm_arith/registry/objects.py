@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from lcm_arith import durable
 from lcm_arith.errors import InvalidContentError, NotFoundError, StorageError
@@ -104,11 +104,18 @@ def copy(source: Path, target: Path) -> tuple[str, int]:
         raise NotFoundError(f"{source}: no such file") from None
     except OSError as error:
         raise StorageError(f"{source}: cannot be read ({error.strerror})") from error
-    with os.fdopen(descriptor, "rb", buffering=0) as reader:
+    with os.fdopen(descriptor, "rb") as reader:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise NotFoundError(f"{source}: is no regular file")
-        sha256, size = _copy(reader, source, target, before.st_size)
+        try:
+            with target.open("xb") as writer:
+                sha256 = copy_stream(reader, writer, target, before.st_size)
+                size = writer.tell()
+        except StorageError:
+            raise
+        except OSError as error:
+            raise durable.refusal(target, error, before.st_size) from error
         after = os.fstat(descriptor)
     if size != before.st_size or _identity(before) != _identity(after):
         raise InvalidContentError(
@@ -117,20 +124,28 @@ def copy(source: Path, target: Path) -> tuple[str, int]:
     return sha256, size
 
 
-def _copy(reader: object, source: Path, target: Path, size: int) -> tuple[str, int]:
-    digest, done, buffer = hashlib.sha256(), 0, memoryview(bytearray(_BLOCK))
+def copy_stream(reader: IO[bytes], writer: IO[bytes], target: Path, size: int) -> str:
+    """Copies a stream into an open file, flushed; sha256 of it.
+
+    Args:
+        reader: Where from.
+        writer: Where to, unbuffered or not.
+        target: The written file's path, for messages.
+        size: Bytes that are needed, for messages.
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    digest = hashlib.sha256()
     try:
-        with target.open("xb", buffering=0) as writer:
-            while got := reader.readinto(buffer):  # type: ignore[attr-defined]
-                digest.update(buffer[:got])
-                written = 0
-                while written < got:
-                    written += writer.write(buffer[written:got]) or 0
-                done += got
-            os.fsync(writer.fileno())
+        while block := reader.read(_BLOCK):
+            digest.update(block)
+            writer.write(block)
+        writer.flush()
+        os.fsync(writer.fileno())
     except OSError as error:
         raise durable.refusal(target, error, size) from error
-    return digest.hexdigest(), done
+    return digest.hexdigest()
 
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:

@@ -1,0 +1,200 @@
+"""Backup and restore: the whole registry in one tar file."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from lcm_arith import durable
+from lcm_arith.errors import InvalidContentError, OutputExistsError, StorageError
+from lcm_arith.registry import objects, shipped
+from lcm_arith.registry.manifests import MOST_BYTES, digest
+from lcm_arith.registry.names import check_name
+from lcm_arith.registry.records import Record
+from lcm_arith.registry.states import State
+from lcm_arith.registry.store import Registry
+
+_NAMES, _MANIFESTS, _OBJECTS = "names", "manifests", "objects"
+_MOST_MEMBERS: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class Archived:
+    """What went into an archive, or came out of it.
+
+    Args:
+        names: Names.
+        files: Manifests and objects; of a restore, those that were not there.
+        bytes: Of the archive.
+    """
+
+    names: int
+    files: int
+    bytes: int
+
+
+def backup(registry: Registry, out: Path, *, force: bool = False) -> Archived:
+    """Writes every name with its manifest and its files; the same registry gives the same bytes.
+
+    Linked files stay where they are and are not in it.
+
+    Raises:
+        OutputExistsError: If ``out`` exists and ``force`` is off.
+        InvalidContentError: If a manifest or a file is missing: verify tells which.
+        StorageError: If the disk refuses.
+    """
+    if out.exists() and not force:
+        raise OutputExistsError(f"{out}: exists", hint="choose another name or add --force")
+    part = out.with_name(f".{out.name}.part")
+    count = 0
+    try:
+        states = {row.name: row.state for row in registry.index.rows()}
+        with tarfile.open(part, "w") as tar:
+            for name, state in states.items():
+                _add(tar, f"{_NAMES}/{name}.json", state.text().encode("utf-8", "surrogatepass"))
+            for path in sorted(set(_needed(registry, states))):
+                _add_file(tar, registry.root, path)
+                count += 1
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, out)
+        durable.flush_folder(out.parent)
+    except OSError as error:
+        raise durable.refusal(out, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return Archived(len(states), count, out.stat().st_size)
+
+
+def _needed(registry: Registry, states: dict[str, State]) -> Iterator[Path]:
+    for state in states.values():
+        if state.record is None:
+            continue
+        record = Record.of(registry.manifests.get(state.record), state.record)
+        yield registry.manifests.path(state.record)
+        if not record.link:
+            yield registry.objects.path(record.object)
+        for picture in record.previews:
+            yield registry.objects.path(picture["sha256"], picture["suffix"])
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _add_file(tar: tarfile.TarFile, root: Path, path: Path) -> None:
+    info = tarfile.TarInfo(path.relative_to(root).as_posix())
+    try:
+        with path.open("rb") as file:
+            info.size, info.mode = os.fstat(file.fileno()).st_size, 0o444
+            tar.addfile(info, file)
+    except FileNotFoundError:
+        raise InvalidContentError(
+            f"{path}: is missing", hint="see: lcm-arith registry verify"
+        ) from None
+
+
+def restore(registry: Registry, archive: Path, *, force: bool = False) -> Archived:
+    """Puts a backup's names and files into a registry, all names at once.
+
+    Args:
+        registry: Where; names that are there with the same state stay as they are.
+        archive: Of :func:`backup`.
+        force: Names that are there with another state get the archive's.
+
+    Raises:
+        InvalidContentError: If the archive is none, or holds a file that is not what its name says.
+        OutputExistsError: If a name is there with another state, and ``force`` is off.
+        StorageError: If the disk or the database refuses; no name is then changed.
+    """
+    states: dict[str, State] = {}
+    with registry.objects.workspace() as folder:
+        try:
+            with archive.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+                count = sum(_restore(registry, tar, own, folder, states) for own in _members(tar))
+        except tarfile.TarError as error:
+            raise InvalidContentError(f"{archive}: is no backup ({error})") from error
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"{archive}: cannot be read ({error.strerror})") from error
+    _name(registry, states, force=force)
+    return Archived(len(states), count, archive.stat().st_size)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for number, info in enumerate(tar):
+        if number >= _MOST_MEMBERS:
+            raise InvalidContentError(f"the archive holds more than {_MOST_MEMBERS:,} files")
+        yield info
+
+
+def _restore(
+    registry: Registry,
+    tar: tarfile.TarFile,
+    info: tarfile.TarInfo,
+    folder: Path,
+    states: dict[str, State],
+) -> bool:
+    """Puts one member into its place, by its content; whether it is a file that was not there."""
+    path = PurePosixPath(info.name)
+    stream = tar.extractfile(info) if info.isfile() else None
+    known = {_NAMES: 2, _MANIFESTS: 4, _OBJECTS: 4}
+    if stream is None or known.get(path.parts[0]) != len(path.parts):
+        raise InvalidContentError(f"{info.name!r}: has no place in a registry")
+    sha256, suffix = path.name.split(".")[0], path.suffix
+    if path.parts[0] == _OBJECTS:
+        part = folder / "object"
+        with stream, part.open("wb") as file:
+            found = objects.copy_stream(stream, file, part, info.size)
+        if found != sha256:
+            raise InvalidContentError(f"{info.name!r}: its sha256 is {found}")
+        there = registry.objects.path(sha256, suffix).is_file()
+        registry.objects.put(part, sha256, suffix)
+        part.unlink(missing_ok=True)
+        return not there
+    if info.size > MOST_BYTES:
+        raise InvalidContentError(f"{info.name!r}: is longer than {MOST_BYTES:,} bytes")
+    data = stream.read()
+    if path.parts[0] == _NAMES:
+        states[check_name(path.name.removesuffix(".json"))] = State.of(data, info.name)
+        return False
+    if digest(data) != sha256:
+        raise InvalidContentError(f"{info.name!r}: its sha256 is {digest(data)}")
+    there = registry.manifests.path(sha256).is_file()
+    registry.manifests.put_bytes(sha256, data)
+    return not there
+
+
+def _name(registry: Registry, states: dict[str, State], *, force: bool) -> None:
+    """Gives all names their states in one transaction, aliases last."""
+    taken = []
+    with registry.index.change() as change:
+        for name, state in sorted(states.items(), key=lambda own: own[1].alias_of is not None):
+            before = change.state(name)
+            if before == state:
+                continue
+            if name in shipped.names() or (before is not None and not force):
+                taken.append(name)
+                continue
+            if state.record is not None:
+                record = Record.of(registry.manifests.get(state.record), state.record)
+                if not record.link and not registry.objects.path(record.object).is_file():
+                    raise InvalidContentError(f"{name}: its file is not in the archive")
+                change.record(record.columns(state.record), record.parents)
+            if before is None:
+                change.insert(name, state)
+            else:
+                change.update(name, state)
+        if taken:
+            raise OutputExistsError(
+                f"{', '.join(taken)}: there are vectors of these names, with other content",
+                hint="rename them, or add --force to give the names to the archive's",
+            )

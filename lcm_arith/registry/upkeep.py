@@ -1,0 +1,385 @@
+"""Keeping the registry well: verify, gc, reindex."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from lcm_arith import durable
+from lcm_arith.errors import InvalidContentError, StorageError
+from lcm_arith.registry import database
+from lcm_arith.registry.database import names, parents, records
+from lcm_arith.registry.index import Change
+from lcm_arith.registry.manifests import digest
+from lcm_arith.registry.objects import file_sha256
+from lcm_arith.registry.records import Record
+from lcm_arith.registry.states import State
+from lcm_arith.registry.store import Registry
+
+DAY: Final = 24 * 3600.0
+_PIECES: Final = (".part", ".before")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as it should be.
+
+    Args:
+        what: In words.
+        names: Of the vectors that it concerns, sorted.
+        quarantined: Where the damaged file is now.
+    """
+
+    what: str
+    names: tuple[str, ...] = ()
+    quarantined: str | None = None
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What :func:`verify` found.
+
+    Args:
+        names: How many names were looked at.
+        objects: How many files.
+        problems: What is wrong; none is good.
+    """
+
+    names: int
+    objects: int
+    problems: tuple[Problem, ...]
+
+
+def verify(registry: Registry, *, deep: bool = False) -> Verified:
+    """Looks whether every name has its manifest and its file, and the index says what they say.
+
+    Args:
+        registry: Which.
+        deep: Read every byte, too, and put damaged files aside, into ``quarantine``.
+
+    Raises:
+        StorageError: If the index is damaged, or the disk refuses.
+    """
+    rows = registry.index.rows()
+    problems: list[Problem] = []
+    users: dict[Path, set[str]] = {}
+    for row in rows:
+        if row.state.alias_of is not None:
+            if row.state.alias_of not in {own.name for own in registry.rows()}:
+                problems.append(
+                    Problem(f"stands for {row.state.alias_of}, which is gone", (row.name,))
+                )
+            continue
+        for path in _files(registry, str(row.state.record)):
+            users.setdefault(path, set()).add(row.name)
+    if deep:
+        for path, sha256 in _all_files(registry):
+            if _sha256(path) != sha256:
+                who = tuple(sorted(users.get(path, ())))
+                aside = _quarantine(registry, path)
+                problems.append(Problem(f"{path.name}: was changed on the disk", who, str(aside)))
+    for row in rows:
+        if row.state.alias_of is None:
+            problems += _problems(registry, row.name, row.state, dict(row.columns), deep=deep)
+    problems += _unlike(registry, {row.name: row.state for row in rows})
+    return Verified(
+        len(rows), len({path for path in users if path.suffix != ".json"}), tuple(problems)
+    )
+
+
+def _files(registry: Registry, sha256: str) -> Iterator[Path]:
+    """The manifest of a record, and the files that it names."""
+    yield registry.manifests.path(sha256)
+    try:
+        record = Record.of(registry.manifests.get(sha256), sha256)
+    except InvalidContentError:
+        return
+    if not record.link:
+        yield registry.objects.path(record.object)
+    for picture in record.previews:
+        yield registry.objects.path(picture["sha256"], picture["suffix"])
+
+
+def _all_files(registry: Registry) -> Iterator[tuple[Path, str]]:
+    for sha256 in registry.manifests:
+        yield registry.manifests.path(sha256), sha256
+    for path in registry.objects:
+        yield path, path.name.split(".")[0]
+
+
+def _sha256(path: Path) -> str:
+    return digest(path.read_bytes()) if path.suffix == ".json" else file_sha256(path)
+
+
+def _quarantine(registry: Registry, path: Path) -> Path:
+    folder = registry.root / "quarantine"
+    durable.make_folder(folder)
+    aside = folder / f"{path.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        os.replace(path, aside)
+        durable.flush_folder(path.parent)
+    except OSError as error:
+        raise durable.refusal(aside, error) from error
+    return aside
+
+
+def _problems(
+    registry: Registry, name: str, state: State, columns: dict[str, Any], *, deep: bool
+) -> Iterator[Problem]:
+    sha256 = str(state.record)
+    try:
+        record = Record.of(registry.manifests.get(sha256), sha256)
+    except InvalidContentError as error:
+        yield Problem(error.message, (name,))
+        return
+    if record.columns(sha256) != columns:
+        yield Problem("the index says other things than the manifest: reindex", (name,))
+    if record.link:
+        yield from _link_problems(record, name, deep=deep)
+        return
+    for path in list(_files(registry, sha256))[1:]:
+        if not path.is_file():
+            yield Problem(f"{path.name}: is missing", (name,))
+        elif path == registry.objects.path(record.object) and path.stat().st_size != record.bytes:
+            yield Problem(
+                f"{path.name}: has {path.stat().st_size} of {record.bytes} bytes", (name,)
+            )
+
+
+def _link_problems(record: Record, name: str, *, deep: bool) -> Iterator[Problem]:
+    path = Path(str(record.link))
+    if not path.is_file():
+        yield Problem(f"{path}: the linked file is gone", (name,))
+    elif path.stat().st_size != record.bytes or (deep and file_sha256(path) != record.object):
+        yield Problem(f"{path}: the linked file was changed", (name,))
+
+
+def _unlike(registry: Registry, states: dict[str, State]) -> Iterator[Problem]:
+    """Names whose file says other things than the index."""
+    on_disk = set(registry.index.states)
+    for name in sorted(states.keys() - on_disk):
+        yield Problem("has no file in names: reindex --from-index writes it", (name,))
+    for name in sorted(states.keys() & on_disk):
+        if registry.index.states.get(name) != states[name]:
+            yield Problem("its file in names and the index differ: reindex", (name,))
+    for name in sorted(on_disk - states.keys()):
+        yield Problem("is in names, not in the index: reindex", (name,))
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What :func:`gc` removed, or would remove.
+
+    Args:
+        files: Objects and manifests that nothing needs.
+        pieces: Workspaces and parts that dead processes left.
+        bytes: Of both.
+    """
+
+    files: tuple[str, ...]
+    pieces: tuple[str, ...]
+    bytes: int
+
+
+def gc(
+    registry: Registry, *, older_than: float = DAY, keep_parents: bool = True, dry_run: bool = False
+) -> Swept:
+    """Removes files that no name needs, and what dead processes left.
+
+    Args:
+        registry: Which.
+        older_than: Seconds; what is younger may belong to a vector that is being added.
+        keep_parents: Whether the vectors that a kept one was made of stay, though without a name.
+        dry_run: Remove nothing.
+
+    Raises:
+        InvalidContentError: If a manifest is damaged: what it needs is not known.
+        StorageError: If the disk or the database refuses.
+    """
+    if not registry.root.is_dir():
+        return Swept((), (), 0)
+    with registry.index.change(alone=True) as change:
+        needed = _needed(registry, change, keep_parents=keep_parents)
+        limit = time.time() - older_than
+        old = [
+            path for path, _ in _all_files(registry) if path not in needed and _age(path) < limit
+        ]
+        pieces = [*registry.objects.abandoned(older_than), *_old_pieces(registry, limit)]
+        size = sum(map(_size, (*old, *pieces)))
+        if not dry_run:
+            _forget(registry, change, old)
+            for path in (*old, *pieces):
+                _remove(path)
+    return Swept(tuple(map(str, old)), tuple(map(str, pieces)), size)
+
+
+def _needed(registry: Registry, change: Change, *, keep_parents: bool) -> set[Path]:
+    """Every file that a name needs, with those of the vectors that it was made of."""
+    by_file: dict[str, list[str]] = {}
+    for sha256, file in change.connection.execute(sa.select(records.c.sha256, records.c.object)):
+        by_file.setdefault(file, []).append(sha256)
+    todo: list[str] = []
+    for name, text in change.connection.execute(sa.select(names.c.name, names.c.state)):
+        own = State.of(text, name).record
+        if own and not registry.manifests.path(own).is_file():
+            raise InvalidContentError(
+                f"{name}: its manifest is lost, so nobody knows which files it needs",
+                hint="restore a backup, or remove that name; then run gc again",
+            )
+        todo += [own] if own else []
+    seen: set[str] = set()
+    kept: set[Path] = set()
+    while todo:
+        sha256 = todo.pop()
+        if sha256 in seen:
+            continue
+        seen.add(sha256)
+        record = Record.of(registry.manifests.get(sha256), sha256)
+        kept.update(_files(registry, sha256))
+        if keep_parents:
+            todo += [sha for parent in record.parents for sha in by_file.get(parent, [])]
+    return kept
+
+
+def _forget(registry: Registry, change: Change, old: list[Path]) -> None:
+    """Rows of records whose manifest goes."""
+    gone = [path.stem for path in old if path.suffix == ".json"]
+    for table, column in ((parents, parents.c.record), (records, records.c.sha256)):
+        for start in range(0, len(gone), 500):
+            change.connection.execute(table.delete().where(column.in_(gone[start : start + 500])))
+
+
+def _old_pieces(registry: Registry, limit: float) -> Iterator[Path]:
+    """Parts of files that were never finished."""
+    for folder in ("names", "manifests", "objects"):
+        for path in sorted((registry.root / folder).rglob(".*")):
+            if path.suffix in _PIECES and _age(path) < limit:
+                yield path
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # its owner has just finished with it
+        return float("inf")
+
+
+def _size(path: Path) -> int:
+    try:
+        if path.is_dir():
+            return sum(own.stat().st_size for own in path.rglob("*") if own.is_file())
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be removed ({error.strerror})") from error
+
+
+@dataclass(frozen=True)
+class Reindexed:
+    """What :func:`reindex` found.
+
+    Args:
+        names: How many names there are now.
+        lost: Names whose manifest or state could not be read, with the reason.
+        aside: Where a damaged index is now.
+    """
+
+    names: int
+    lost: dict[str, str] = field(default_factory=dict)
+    aside: str | None = None
+
+
+def reindex(registry: Registry) -> Reindexed:
+    """Makes the index anew from the names' files and the manifests; no object is touched.
+
+    A SQLite file that is no database any more is put aside first.
+
+    Raises:
+        StorageError: If the disk or the database refuses.
+    """
+    aside = _set_aside(registry)
+    try:
+        return _reindexed(registry, aside)
+    except StorageError:
+        if aside or registry.index.file is None:
+            raise
+        return _reindexed(registry, _set_aside(registry, whole=True))  # tables are missing
+
+
+def _reindexed(registry: Registry, aside: str | None) -> Reindexed:
+    states, lost = {}, {}
+    with registry.index.change(alone=True) as change:
+        for name in registry.index.states:
+            try:
+                states[name] = registry.index.states.get(name)
+            except InvalidContentError as error:
+                lost[name] = error.message
+        for table in (names, parents, records):
+            change.connection.execute(table.delete())
+        for name, state in states.items():
+            lost |= _refill(registry, change, name, state)
+    return Reindexed(len(states), lost, aside)
+
+
+def _refill(registry: Registry, change: Change, name: str, state: State) -> dict[str, str]:
+    lost = {}
+    kept = state
+    if state.record is not None:
+        try:
+            record = Record.of(registry.manifests.get(state.record), state.record)
+            change.record(record.columns(state.record), record.parents)
+        except InvalidContentError as error:
+            lost[name] = error.message
+            kept = replace(state, record=None)  # no row that it could refer to
+    values = {"name": name, "record": kept.record, "alias_of": state.alias_of}
+    change.connection.execute(names.insert().values(**values, state=state.text()))
+    return lost
+
+
+def _set_aside(registry: Registry, *, whole: bool = False) -> str | None:
+    """Moves a damaged SQLite file away, or a ``whole`` one; None where it stays, or there is none.
+
+    Raises:
+        StorageError: If another program holds it, or the disk refuses.
+    """
+    file = registry.index.file
+    if file is None or not file.exists():
+        return None
+    try:
+        with database.transaction(registry.index.engine, "alone") as connection:
+            said = connection.exec_driver_sql("PRAGMA integrity_check").scalar()
+            database.applied(connection)
+        if said == "ok" and not whole:
+            return None
+    except StorageError as error:
+        if "locked" in error.message:
+            raise
+    aside = registry.root / "quarantine" / f"{file.name}.{uuid.uuid4().hex[:8]}"
+    durable.make_folder(aside.parent)
+    try:
+        os.replace(file, aside)
+        file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
+        durable.flush_folder(file.parent)
+    except OSError as error:
+        raise durable.refusal(aside, error) from error
+    return str(aside)

@@ -1,4 +1,4 @@
-"""Which vectors do the same: similar, dedup, diff; by their fingerprints, without reading a file."""
+"""Which vectors do the same: similar, dedup, diff, by their fingerprints; no file is read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def similar(registry: Registry, found: Found, *, top: int = 10) -> list[Near]:
 
 
 def _records(registry: Registry) -> list[tuple[str, Record]]:
-    """Every vector with its record, shipped ones first; one without a manifest is left to verify."""
+    """Every vector with its record, shipped ones first; a lost manifest is left to verify."""
     rows = [(name, shipped.record(name)) for name in shipped.names()]
     for row in registry.index.rows():
         if row.state.record is None:
@@ -79,6 +79,9 @@ def dedup(registry: Registry) -> list[Group]:
 def _close(one: Record, other: Record) -> bool:
     if one.object == other.object or one.tensors == other.tensors:
         return True
+    norms = float(one.norm), float(other.norm)
+    if abs(norms[0] - norms[1]) > 2 * ROUNDED * max(norms):
+        return False  # ‖τ − τ'‖ is at least this; most pairs of a thousand vectors end here
     if one.fingerprint.keys() != other.fingerprint.keys():
         return False
     return distance(one.fingerprint, other.fingerprint).relative <= ROUNDED

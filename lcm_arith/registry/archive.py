@@ -12,9 +12,10 @@ from typing import Final
 
 from lcm_arith import durable
 from lcm_arith.errors import InvalidContentError, OutputExistsError, StorageError
-from lcm_arith.registry import objects, shipped
+from lcm_arith.registry import objects
 from lcm_arith.registry.manifests import MOST_BYTES, digest
 from lcm_arith.registry.names import check_name
+from lcm_arith.registry.naming import give
 from lcm_arith.registry.records import Record
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
@@ -125,7 +126,7 @@ def restore(registry: Registry, archive: Path, *, force: bool = False) -> Archiv
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"{archive}: cannot be read ({error.strerror})") from error
-    _name(registry, states, force=force)
+    give(registry, states, force=force)
     return Archived(len(states), count, archive.stat().st_size)
 
 
@@ -171,30 +172,3 @@ def _restore(
     there = registry.manifests.path(sha256).is_file()
     registry.manifests.put_bytes(sha256, data)
     return not there
-
-
-def _name(registry: Registry, states: dict[str, State], *, force: bool) -> None:
-    """Gives all names their states in one transaction, aliases last."""
-    taken = []
-    with registry.index.change() as change:
-        for name, state in sorted(states.items(), key=lambda own: own[1].alias_of is not None):
-            before = change.state(name)
-            if before == state:
-                continue
-            if name in shipped.names() or (before is not None and not force):
-                taken.append(name)
-                continue
-            if state.record is not None:
-                record = Record.of(registry.manifests.get(state.record), state.record)
-                if not record.link and not registry.objects.path(record.object).is_file():
-                    raise InvalidContentError(f"{name}: its file is not in the archive")
-                change.record(record.columns(state.record), record.parents)
-            if before is None:
-                change.insert(name, state)
-            else:
-                change.update(name, state)
-        if taken:
-            raise OutputExistsError(
-                f"{', '.join(taken)}: there are vectors of these names, with other content",
-                hint="rename them, or add --force to give the names to the archive's",
-            )

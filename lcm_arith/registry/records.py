@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
@@ -83,10 +84,23 @@ class Record:
                 f"{where}: is no manifest of schema {SCHEMA}",
                 hint="a newer lcm-arith may read it; else add the vector again",
             )
-        given["families"] = tuple((str(name), str(share)) for name, share in given["families"])
+        try:
+            given["families"] = tuple((str(name), str(share)) for name, share in given["families"])
+        except (TypeError, ValueError):
+            raise InvalidContentError(f"{where}: families are of no such form") from None
         for name in ("components", "parents", "previews"):
             given[name] = tuple(given[name])
-        return cls(**given)
+        record = cls(**given)
+        wrong = [name for name, kind in _TYPES.items() if not isinstance(given[name], kind)]
+        if wrong or not all(_DIGEST.fullmatch(own) for own in record.digests()):
+            raise InvalidContentError(
+                f"{where}: {', '.join(wrong) or 'a digest'} is of no such form"
+            )
+        return record
+
+    def digests(self) -> tuple[str, ...]:
+        """Every sha256 in it that is used as the name of a file."""
+        return (self.object, self.data, self.tensors, *(own["sha256"] for own in self.previews))
 
     def manifest(self) -> dict[str, Any]:
         """The manifest's values."""
@@ -152,6 +166,20 @@ def _said(value: Any) -> str:
     if isinstance(value, Mapping):
         value = value.get("value")
     return "" if value is None else str(value)
+
+
+_TEXTS: Final = ("object", "data", "tensors", "dialect", "norm")
+_MAPS: Final = (
+    "network", "ranks", "alphas", "dtypes", "blocks", "guess", "facts", "made", "metadata",
+    "source", "fingerprint",
+)  # fmt: skip
+_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
+    **dict.fromkeys(_TEXTS, str),
+    **dict.fromkeys(_MAPS, dict),
+    **dict.fromkeys(("bytes", "modules", "parameters"), int),
+    "link": (str, type(None)),
+}
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def check_settings(record: Record, values: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ from lcm_arith.errors import IncompatibleError, InvalidContentError
 from lcm_arith.formats import diffusers
 from lcm_arith.formats.keys import Sorted, sort_keys
 from lcm_arith.formats.kinds import update
-from lcm_arith.formats.preflight import SafeFile, shown
+from lcm_arith.formats.opening import shown
+from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import (
     GAIN,
     axes_of,

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from lcm_arith.errors import InvalidContentError, LcmArithError, StorageError
 from lcm_arith.formats import container
+from lcm_arith.formats.opening import shown
 from lcm_arith.formats.pickles import REFUSAL, STATM, TENSORS
-from lcm_arith.formats.preflight import DTYPES, shown
+from lcm_arith.formats.preflight import DTYPES
 
 _WRAPPER: Final = "state_dict"
 _LISTED: Final = 3  # entries that an error names

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from lcm_arith.errors import InvalidContentError, LcmArithError, StorageError, UsageError
-from lcm_arith.formats.preflight import MOST_HEADER, Opened, SafeFile, identity, pickled, shown
+from lcm_arith.formats.opening import Opened, identity, shown
+from lcm_arith.formats.preflight import MOST_HEADER, SafeFile, pickled
 
 TENSORS: Final = "tensors.safetensors"  # of the child's folder: what it read
 REFUSAL: Final = "refusal.json"  # or why it did not: a message and a hint

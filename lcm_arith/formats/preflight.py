@@ -7,11 +7,9 @@ header, and hangs on a pipe. Here each of them is an error that says what the fi
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import shlex
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +19,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lcm_arith.errors import InvalidContentError, NotFoundError, StorageError
+from lcm_arith.errors import InvalidContentError
+from lcm_arith.formats.opening import Opened, TwiceError, identity, shown, strict_json
 
 DTYPES: Final = {
     "F64": torch.float64,
@@ -191,39 +190,6 @@ class SafeFile(Mapping[str, Tensor]):
         return view
 
 
-def identity(found: os.stat_result) -> tuple[int, ...]:
-    """What tells a file from its successor: device, number, size, time of change."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-class Opened:
-    """A regular file's descriptor and what the system says of it; never waits for a pipe."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> tuple[int, os.stat_result]:
-        try:
-            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise NotFoundError(
-                f"{self._path}: no such file", hint="give the path of a .safetensors file"
-            ) from None
-        except OSError as error:
-            raise StorageError(f"{self._path}: cannot be read ({error.strerror})") from error
-        found = os.fstat(self._descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            os.close(self._descriptor)
-            what = "is a folder" if stat.S_ISDIR(found.st_mode) else "is no regular file"
-            raise NotFoundError(
-                f"{self._path}: {what}", hint="give the path of a .safetensors file"
-            )
-        return self._descriptor, found
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-
 def _header(
     path: Path, descriptor: int, size: int, known: Mapping[str, torch.dtype]
 ) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -250,8 +216,8 @@ def _header(
         raise refuse(f"its header has {length / 2**20:.0f} MiB, more than {MOST_HEADER >> 20}")
     try:
         text = os.pread(descriptor, length, _LENGTH).decode("utf-8")
-        parsed = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except _TwiceError as error:
+        parsed = strict_json(text)
+    except TwiceError as error:
         raise refuse(f"its header names {error} twice") from None
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise refuse(f"its header is not JSON ({str(error)[:80]})") from None
@@ -290,29 +256,6 @@ def unpickling(path: Path) -> str:
     out = "converted" if path.suffix == ".safetensors" else path.stem
     call = ["lcm-arith", "convert", str(path), "-o", f"{out}.safetensors", "--allow-pickle"]
     return f"download the .safetensors file, or convert this one once: {shlex.join(call)}"
-
-
-def shown(name: str, length: int = 80) -> str:
-    """A name as it can stand in a message: short and printable."""
-    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:length])
-    return plain + ("…" if len(name) > length else "") or "(no name)"
-
-
-class _TwiceError(ValueError):
-    """A name that a JSON object has twice; readers differ in which one counts."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise _TwiceError(shown(name))
-        found[name] = value
-    return found
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
 
 
 def _whole(value: object) -> bool:

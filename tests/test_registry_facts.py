@@ -714,6 +714,10 @@ def test_a_recommendation_of_the_table_yields_to_what_is_said() -> None:
     assert said.sampler.value == "lcm"
     assert said.sampler.source.startswith("table https://huggingface.co/latent-consistency")
     assert guess_kind("x", None, {}, Facts()).facts() == Facts()
+    stored = json.loads(json.dumps(guess.as_json()))
+    assert (stored["kind"], stored["steps"], stored["accelerator"]) == ("acceleration", "4", "lcm")
+    assert tuple(stored["evidence"]) == guess.evidence
+    assert "declared" not in stored
 
 
 def test_long_names_and_cards_take_no_time() -> None:

@@ -209,6 +209,11 @@ class Guess:
     source: str = ""
     declared: bool = False
 
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready values without those that are empty."""
+        values = {name: value for name, value in vars(self).items() if value}
+        return {**values, "evidence": list(self.evidence)}
+
     def facts(self) -> Facts:
         """The recommendation, to be merged with what was really said: that counts more."""
         names = ("sampler", "steps", "guidance", "weight")

@@ -8,15 +8,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from lcm_arith.errors import InvalidContentError, StorageError
+from lcm_arith.errors import InvalidContentError, OutputExistsError, StorageError, UsageError
 from lcm_arith.registry import objects, shipped
 from lcm_arith.registry.describing import describe
+from lcm_arith.registry.facts import Facts, merge
 from lcm_arith.registry.names import check_name, name_of
+from lcm_arith.registry.objects import ADAPTER
 from lcm_arith.registry.records import Record, check_settings
+from lcm_arith.registry.sidecars import sidecars
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
 
 _TRIES: Final = 3
+_PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
+_MOST_PICTURE: Final = 16 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -41,46 +46,104 @@ def add(
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
+    facts: Facts | None = None,
+    beside: bool = True,
     link: bool = False,
     tags: tuple[str, ...] = (),
+    base: Path | None = None,
+    allow_pickle: bool = False,
 ) -> Added:
-    """Registers an adapter file; its bytes are copied, or stay where they are.
+    """Registers an adapter; its bytes are copied, or stay where they are.
+
+    A PEFT folder or a pickle becomes a ``.safetensors`` file in diffusers' format, since one file
+    must say all; every other file stays as it is, byte for byte.
 
     Args:
         registry: Where.
-        path: A ``.safetensors`` file.
+        path: A ``.safetensors`` file, a PEFT folder, or a pickle that is allowed.
         name: Of the vector; made of the file's by default.
         settings: What the user says of it: kind, triggers, licence …
         source: Where it came from; the file's name by default.
+        facts: What was said where it came from.
+        beside: Whether files beside it are read: ``.civitai.info``, README.md, pictures …
         link: Leave the bytes where they are, and remember the place.
         tags: Words to find it by.
+        base: The model that a DoRA was made for, where it has to be converted.
+        allow_pickle: Whether it may be a pickle; a process of its own opens that, under limits.
 
     Raises:
         NotFoundError, InvalidContentError: If there is no such file, or it is no adapter.
         OutputExistsError: If the name is taken.
-        UsageError: If the name is none, or the record cannot be what the settings say.
+        UsageError: If the name is none, the record cannot be what the settings say, or a folder or
+            a pickle was to be linked.
         StorageError: If the disk or the database refuses; nothing is then added.
     """
     wanted = check_name(name) if name else name_of(path.stem)
     _check_free(registry, wanted)
+    said = merge(*filter(None, (sidecars(path) if beside else None, facts)))
+    state = State(
+        added=datetime.now(UTC).isoformat(timespec="seconds"),
+        tags=tuple(sorted(set(tags))),
+        settings=dict(settings or {}),
+    )
     with registry.objects.workspace() as folder:
         part = folder / "object.safetensors"
-        place = None if not link else str(path.resolve())
-        if place is None:
-            objects.copy(path, part)
+        origin = dict(source or {"file": path.name})
+        place = _copied(path, part, origin, link=link, base=base, allow_pickle=allow_pickle)
         try:
             record = describe(
-                path if link else part, source=source or {"file": path.name}, link=place
+                path if link else part,
+                source=origin,
+                facts=said,
+                name=path.name,
+                link=place,
+                previews=_pictures(registry, said, folder),
             )
         except InvalidContentError as error:
             message = error.message.replace(str(part), str(path))
             raise InvalidContentError(message, hint=error.hint) from error
-        state = State(
-            added=datetime.now(UTC).isoformat(timespec="seconds"),
-            tags=tuple(sorted(set(tags))),
-            settings=dict(settings or {}),
-        )
         return register(registry, wanted, record, state, None if link else part)
+
+
+def _copied(
+    path: Path, part: Path, origin: dict[str, Any], *, link: bool, base: Path | None,
+    allow_pickle: bool,
+) -> str | None:  # fmt: skip
+    """Puts the adapter at ``part``, or returns where it is to stay."""
+    converted = path.is_dir() or (allow_pickle and path.suffix != ADAPTER)
+    if link and converted:
+        raise UsageError(f"{path}: is converted, so it cannot be linked", hint="leave out --link")
+    if link:
+        return str(path.resolve())
+    if not converted:
+        objects.copy(path, part)
+        return None
+    from lcm_arith.adapters import load, save
+
+    tau = load(path, base, allow_pickle=allow_pickle)
+    save(tau, part)
+    origin["converted_from"] = str(tau.terms[0][1].origin["sha256"])
+    return None
+
+
+def _pictures(registry: Registry, facts: Facts, folder: Path) -> tuple[dict[str, str], ...]:
+    """The pictures beside an adapter, as objects."""
+    found = []
+    for said in facts.previews:
+        path = Path(said.value)
+        if not said.source.startswith("sidecar picture") or path.suffix.lower() not in _PICTURES:
+            continue
+        if path.stat().st_size > _MOST_PICTURE:
+            raise InvalidContentError(
+                f"{path}: a preview of {path.stat().st_size:,} bytes",
+                hint=f"at most {_MOST_PICTURE:,}; make it smaller, or use --no-sidecars",
+            )
+        part = folder / "picture"
+        sha256, _ = objects.copy(path, part)
+        registry.objects.put(part, sha256, path.suffix.lower())
+        part.unlink(missing_ok=True)
+        found.append({"sha256": sha256, "suffix": path.suffix.lower()})
+    return tuple(found)
 
 
 def register(
@@ -119,8 +182,6 @@ def register(
 
 def _check_free(registry: Registry, name: str) -> None:
     """Raises early where a name is taken; the transaction decides."""
-    from lcm_arith.errors import OutputExistsError
-
     if name in shipped.names() or name in registry.index:
         raise OutputExistsError(
             f"{name}: there is a vector of that name", hint="choose another with --name"

@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,14 +22,24 @@ from lcm_arith.formats.keys import dialect
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import candidates, is_vector
 from lcm_arith.pool import one_thread
+from lcm_arith.registry.facts import Facts, from_header, merge
 from lcm_arith.registry.fingerprints import fingerprint
+from lcm_arith.registry.recognise import Outline, guess_kind
 from lcm_arith.registry.records import Record
 from lcm_arith.vector import Source, TaskVector
 
 _MAGNITUDES: Final = ("lora_magnitude_vector", "dora_scale")
 
 
-def describe(path: Path, *, source: Mapping[str, Any], link: str | None = None) -> Record:
+def describe(
+    path: Path,
+    *,
+    source: Mapping[str, Any],
+    facts: Facts | None = None,
+    name: str = "",
+    link: str | None = None,
+    previews: tuple[Mapping[str, str], ...] = (),
+) -> Record:
     """The record of a ``.safetensors`` file.
 
     A DoRA's ranks, norms and fingerprint are those of its factors, which need no base model.
@@ -36,6 +47,9 @@ def describe(path: Path, *, source: Mapping[str, Any], link: str | None = None) 
     Args:
         path: Of a file that nobody changes meanwhile.
         source: Where it came from, JSON-ready.
+        facts: What others say of it, beside its own header.
+        name: What it was called, from which its kind may be guessed.
+        previews: Pictures that are objects already.
         link: Its place outside of the registry, if it stays there.
 
     Raises:
@@ -56,6 +70,13 @@ def describe(path: Path, *, source: Mapping[str, Any], link: str | None = None) 
         norm = math.sqrt(sum(inner(delta, delta) for delta in deltas.values()))
         blocks = share_by_block(deltas)
     made = own_header(file.metadata, path)
+    said = merge(*filter(None, (facts, from_header(file.metadata))))
+    components = tuple(sorted({target.split(".")[0] for target in deltas}))
+    outline = Outline(
+        fitting[0].family if fitting else None,
+        frozenset(deltas),
+        any(own.startswith("text_encoder") for own in components),
+    )
     return Record(
         object=digest,
         bytes=path.stat().st_size,
@@ -69,17 +90,25 @@ def describe(path: Path, *, source: Mapping[str, Any], link: str | None = None) 
         dtypes=dict(Counter(str(e.dtype).removeprefix("torch.") for e in file.entries.values())),
         modules=len(deltas),
         parameters=sum(math.prod(entry.shape) for entry in file.entries.values()),
-        components=tuple(sorted({target.split(".")[0] for target in deltas})),
+        components=components,
         norm=f"{norm:.6g}",
         blocks={block: f"{share:.4f}" for block, share in blocks.items()},
-        guess={"kind": "style"},
+        guess=_plain(guess_kind(name, outline, file.metadata, said).as_json()),
+        facts=_plain(replace(said, previews=()).as_json()),
         made=made,
         parents=tuple(sorted(set(_parents(made)))),
         metadata=dict(file.metadata),
         source=dict(source),
         link=link,
+        previews=previews,
         fingerprint=fingerprint(tau),
     )
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The same as JSON gives it back."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
 class _Part(Mapping[str, Tensor]):

@@ -13,6 +13,7 @@ from lcm_arith.errors import InvalidContentError
 from lcm_arith.registry import shipped
 from lcm_arith.registry.database import names, records
 from lcm_arith.registry.records import Record
+from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Found, Registry
 
 MOST_LEVELS: Final = 64
@@ -50,27 +51,77 @@ def lineage(registry: Registry, found: Found) -> Node:
     Raises:
         InvalidContentError: If a record's terms cannot be read, or nest too deep.
     """
-    known = _known(registry)
+    known = _all(registry)
     return _node(found.name, found.record, None, known, 0)
 
 
-def _known(registry: Registry) -> dict[str, tuple[str, Record]]:
-    """sha256 of a file → its first name and its record; shipped ones, too."""
-    found = {shipped.record(own).object: (own, shipped.record(own)) for own in shipped.names()}
+@dataclass(frozen=True)
+class Origin:
+    """A vector that was not made of others, and its part in one that was.
+
+    Args:
+        name: Its name, or ``sha256:`` and 12 digits.
+        sha256: Of its file.
+        weight: λ, or several with × between them.
+        said: Field → what is said of it, as :meth:`Record.said`; empty where the registry does
+            not have it.
+    """
+
+    name: str
+    sha256: str
+    weight: str
+    said: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A file of the registry under its first name."""
+
+    name: str
+    record: Record
+    state: State
+
+
+def origins(registry: Registry, found: Found) -> list[Origin]:
+    """Where a vector comes from at last, in the order of its recipe; empty where it is one itself.
+
+    Raises:
+        InvalidContentError: As :func:`lineage`.
+    """
+    known = _all(registry)
+    return list(_origins(lineage(registry, found), known, ()))
+
+
+def _origins(node: Node, known: Mapping[str, _Known], weights: tuple[str, ...]) -> Iterator[Origin]:
+    for own in node.parents:
+        through = (*weights, str(own.weight))
+        if own.parents:
+            yield from _origins(own, known, through)
+        else:
+            weight = " × ".join(w for w in through if _number(w) != 1) or "1"
+            there = known.get(own.sha256)
+            said = there.record.said(there.state) if there else {}
+            yield Origin(own.name, own.sha256, weight, said)
+
+
+def _all(registry: Registry) -> dict[str, _Known]:
+    """sha256 of a file → its first name, record and state; shipped ones, too."""
+    found = {
+        shipped.record(own).object: _Known(own, shipped.record(own), State())
+        for own in shipped.names()
+    }
     if not registry.index.ready(make=False):
         return found
-    query = (
-        sa.select(records.c.object, records.c.sha256, sa.func.min(names.c.name))
-        .outerjoin(names, names.c.record == records.c.sha256)
-        .group_by(records.c.object, records.c.sha256)
-        .order_by(records.c.sha256)
+    query = sa.select(records.c.object, records.c.sha256, names.c.name, names.c.state).outerjoin(
+        names, names.c.record == records.c.sha256
     )
     with registry.index.reading() as connection:
         rows = connection.execute(query).all()
-    for file, sha256, name in sorted(rows, key=lambda row: (row[2] is None, row[2])):
+    for file, sha256, name, state in sorted(rows, key=lambda row: (row[2] is None, row[2])):
         if file not in found and registry.manifests.path(sha256).is_file():
             record = Record.of(registry.manifests.get(sha256), sha256)
-            found[file] = (name or f"sha256:{file[:12]}", record)
+            own = State() if state is None else State.of(state, name)
+            found[file] = _Known(name or f"sha256:{file[:12]}", record, own)
     return found
 
 
@@ -78,7 +129,7 @@ def _node(
     name: str,
     record: Record,
     weight: str | None,
-    known: Mapping[str, tuple[str, Record]],
+    known: Mapping[str, _Known],
     level: int,
 ) -> Node:
     how: list[str] = []
@@ -86,7 +137,8 @@ def _node(
     for term in leaves(record.made, how, level):
         sha256 = str(term["sha256"])
         if sha256 in known and level < MOST_LEVELS:
-            above.append(_node(*known[sha256], str(term["weight"]), known, level + 1))
+            own = known[sha256]
+            above.append(_node(own.name, own.record, str(term["weight"]), known, level + 1))
         else:
             shown = f"sha256:{sha256[:12]}"
             above.append(Node(shown, sha256, str(term["weight"]), (), (), known=False))

@@ -12,7 +12,7 @@ from lcm_arith.registry.store import Registry
 
 
 def give(registry: Registry, states: Mapping[str, State], *, force: bool = False) -> list[str]:
-    """Gives names their states in one transaction; those that have them already stay.
+    """Gives names their states in one transaction; those that stand for the same already stay.
 
     Args:
         registry: Where the manifests and files are already.
@@ -31,8 +31,12 @@ def give(registry: Registry, states: Mapping[str, State], *, force: bool = False
     with registry.index.change() as change:
         for name, state in sorted(states.items(), key=lambda own: own[1].alias_of is not None):
             before = change.state(name)
-            if before == state:
-                continue
+            same = before is not None and (before.record, before.alias_of) == (
+                state.record,
+                state.alias_of,
+            )
+            if before == state or (same and not force):
+                continue  # what is said of it here stays
             if name in shipped.names() or (before is not None and not force):
                 taken.append(name)
                 continue

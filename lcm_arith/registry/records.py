@@ -92,15 +92,17 @@ class Record:
             given[name] = tuple(given[name])
         record = cls(**given)
         wrong = [name for name, kind in _TYPES.items() if not isinstance(given[name], kind)]
-        if wrong or not all(_DIGEST.fullmatch(own) for own in record.digests()):
-            raise InvalidContentError(
-                f"{where}: {', '.join(wrong) or 'a digest'} is of no such form"
-            )
+        pictures = all(
+            isinstance(own, dict)
+            and own.keys() == {"sha256", "suffix"}
+            and _DIGEST.fullmatch(str(own["sha256"]))
+            and _SUFFIX.fullmatch(str(own["suffix"]))
+            for own in record.previews
+        )
+        if wrong or not pictures or not _DIGEST.fullmatch(record.object):
+            wrong = wrong or ["a digest"]
+            raise InvalidContentError(f"{where}: {', '.join(wrong)} is not of the form it has")
         return record
-
-    def digests(self) -> tuple[str, ...]:
-        """Every sha256 in it that is used as the name of a file."""
-        return (self.object, self.data, self.tensors, *(own["sha256"] for own in self.previews))
 
     def manifest(self) -> dict[str, Any]:
         """The manifest's values."""
@@ -126,7 +128,7 @@ class Record:
             "network": "+".join(sorted(self.network)),
             "rank": spread,
             "modules": self.modules,
-            "licence": _said(self.facts.get("licence")) or "unknown",
+            "licence": _value(self.facts.get("licence")) or "unknown",
             "link": self.link,
             "words": " ".join(self._words()).lower(),
         }
@@ -134,38 +136,58 @@ class Record:
     def _words(self) -> list[str]:
         facts = self.facts
         texts = [facts.get(own) for own in ("title", "description", "author", "licence")]
-        texts += facts.get("triggers", [])
-        return [said for said in map(_said, texts) if said] + [
+        texts += [*facts.get("triggers", []), *facts.get("tags", [])]
+        return [said for said in map(_value, texts) if said] + [
             str(self.source.get(key, "")) for key in ("file", "repo", "url")
         ]
 
+    def said(self, state: State) -> dict[str, Any]:
+        """Field → ``{"value", "source"}``, or a list of them: the user, others, the guess.
+
+        Args:
+            state: What the user says; it counts more than anything else.
+        """
+        guessed = {own: self.guess.get(own) for own in USES}
+        found: dict[str, Any] = {
+            name: {"value": value, "source": "assumed"} for name, value in guessed.items() if value
+        }
+        declared = "header" if self.guess.get("declared") else "assumed"
+        found["kind"] = {"value": self.guess["kind"], "source": declared}
+        found |= self.facts
+        for name, value in state.settings.items():
+            rows = [{"value": own, "source": USER} for own in (value if name in MANY else [value])]
+            found[name] = rows if name in MANY else rows[0]
+        return found
+
     def shown(self, state: State) -> dict[str, Any]:
-        """Everything as it counts: what the user says, else what others say, else the guess."""
+        """Everything that is known and said, JSON-ready."""
         values = self.manifest()
-        own = dict(state.settings)
-        kind = own.get("kind") or self.guess["kind"]
-        counts: dict[str, Any] = {
-            "kind": {"value": kind, "source": "user" if "kind" in own else "assumed"},
+        for name in ("facts", "guess", "schema"):
+            values.pop(name)
+        return {
+            **values,
+            "said": self.said(state),
+            "evidence": list(self.guess.get("evidence", ())),
             "tags": list(state.tags),
             "notes": list(state.notes),
             "added": state.added,
-            "settings": own,
         }
-        for name in USES:
-            said = self.facts.get(name) or self.guess.get(name)
-            counts[name] = own.get(name, said)
-        return {**values, **counts}
 
 
+USER: Final = "user"
 USES: Final = ("sampler", "steps", "guidance", "weight")
 """What is recommended for its use."""
+MANY: Final = ("triggers",)
+"""Settings of several values."""
+SETTINGS: Final = (
+    "kind", "family", *MANY, *USES, "negative_prompt", "licence", "title", "author", "description",
+    "base", "url",
+)  # fmt: skip
+"""What a user can say of a vector."""
 
 
-def _said(value: Any) -> str:
-    """The text of what somebody said, with or without a source."""
-    if isinstance(value, Mapping):
-        value = value.get("value")
-    return "" if value is None else str(value)
+def _value(said: Any) -> str:
+    return str(said["value"]) if isinstance(said, Mapping) else ""
 
 
 _TEXTS: Final = ("object", "data", "tensors", "dialect", "norm")
@@ -180,14 +202,18 @@ _TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "link": (str, type(None)),
 }
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_SUFFIX: Final = re.compile(r"\.[a-z]{3,4}")
 
 
 def check_settings(record: Record, values: Mapping[str, Any]) -> None:
     """Raises where a record cannot be what a user says of it.
 
     Raises:
-        UsageError: If there is no such kind, or the record's shapes fit no such family.
+        UsageError: If there is no such setting or kind, or the shapes fit no such family.
     """
+    other = sorted(values.keys() - set(SETTINGS))
+    if other:
+        raise UsageError(f"{other[0]}: cannot be set", hint=f"one of {', '.join(SETTINGS)}")
     kind = values.get("kind")
     if kind is not None and kind not in KINDS:
         raise UsageError(f"{kind}: is no kind of vector", hint=f"one of {', '.join(KINDS)}")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lcm_arith.errors import InvalidContentError
+from lcm_arith.formats.disguises import PICKLE, ZIP, disguise
 from lcm_arith.formats.opening import Opened, TwiceError, identity, shown, strict_json
 
 DTYPES: Final = {
@@ -46,25 +47,6 @@ MOST_NAME: Final = 512  # bytes
 MOST_AXES: Final = 5
 _LENGTH: Final = 8  # bytes of the header's length
 _FIELDS: Final = {"dtype", "shape", "data_offsets"}
-
-_ZIP: Final = b"PK\x03\x04"
-_PICKLE: Final = b"\x80"
-
-# First bytes → what people take for an adapter.
-_MAGIC: Final = (
-    (b"version https://git-lfs", "a Git LFS pointer; the file itself was never downloaded"),
-    (b"<!doctype html", "a web page, such as a login or an error"),
-    (b"<html", "a web page, such as a login or an error"),
-    (b"<?xml", "an XML answer of a server"),
-    (b"{", "a JSON answer of a server"),
-    (_ZIP, "a zip archive or a PyTorch pickle (.pt, .bin, .ckpt)"),
-    (_PICKLE, "a Python pickle (.pt, .bin, .ckpt)"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"GGUF", "a GGUF file"),
-    (b"\x89PNG", "a PNG picture"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
-)
 
 
 @dataclass(frozen=True)
@@ -203,8 +185,7 @@ def _header(
     start = os.pread(descriptor, 64, 0)
     length = int.from_bytes(start[:_LENGTH], "little")
     if length > MOST_HEADER or length > size - _LENGTH or start[_LENGTH : _LENGTH + 1] != b"{":
-        kind = next((kind for magic, kind in _MAGIC if start.lower().startswith(magic.lower())), "")
-        if kind:
+        if kind := disguise(start):
             hint = unpickling(path) if pickled(start) else "download the .safetensors file"
             raise refuse(f"it is {kind}", hint)
         if start[_LENGTH : _LENGTH + 1] != b"{":
@@ -248,7 +229,7 @@ def finite(tensor: Tensor) -> bool:
 
 def pickled(start: bytes) -> bool:
     """Whether a file that begins so is a pickle; a header's length may look like one's start."""
-    return start.startswith((_ZIP, _PICKLE)) and start[_LENGTH : _LENGTH + 1] != b"{"
+    return start.startswith((ZIP, PICKLE)) and start[_LENGTH : _LENGTH + 1] != b"{"
 
 
 def unpickling(path: Path) -> str:

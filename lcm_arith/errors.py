@@ -6,9 +6,11 @@
     ├── UsageError (ValueError)       2   impossible option, empty prompt, rank out of range
     ├── NotFoundError (LookupError)   3   unknown vector, missing file
     ├── OutputExistsError             3   output exists and --force was not given
+    ├── ConflictError                 3   somebody else changed the same thing in between
     ├── InvalidContentError           4   no adapter, NaN, cut file, no usable picture
     ├── StorageError (OSError)        5   no space, no permission
     ├── IncompatibleError             6   adapter of another architecture
+    ├── NetworkError (ConnectionError) 7  no server, no access, cut transfer, offline
     ├── VerificationError             8   a written file does not read back as it was
     └── DivergedError                 8   training reached non-finite numbers
 
@@ -54,6 +56,12 @@ class OutputExistsError(LcmArithError, FileExistsError):
     exit_code = 3
 
 
+class ConflictError(LcmArithError, RuntimeError):
+    """Somebody else changed the same thing since it was read; nothing was overwritten."""
+
+    exit_code = 3
+
+
 class InvalidContentError(LcmArithError, ValueError):
     """The content is unusable: no adapter, NaN, a cut file, no readable picture."""
 
@@ -70,6 +78,12 @@ class IncompatibleError(LcmArithError, ValueError):
     """The adapter belongs to another architecture than the base model."""
 
     exit_code = 6
+
+
+class NetworkError(LcmArithError, ConnectionError):
+    """A server does not answer, refuses access, or cut a transfer; or the network is off."""
+
+    exit_code = 7
 
 
 class VerificationError(LcmArithError, RuntimeError):

@@ -93,6 +93,7 @@ class FakeHub(ThreadingHTTPServer):
         self.faults: dict[str, list[Fault]] = {}
         self.seen: list[Seen] = []
         self.ranges = True
+        self.weak = False  # whether ETags vouch for the bytes
         self.lock = threading.Lock()
 
     @property
@@ -288,6 +289,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, data: bytes, headers: Mapping[str, str]) -> None:
         etag, status = f'"{sha256(data)[:16]}"', 200
+        etag = f"W/{etag}" if self.server.weak else etag
         headers = {"ETag": etag, **headers}
         asked = self.headers.get("Range")
         if asked and self.server.ranges and self.headers.get("If-Range", etag) == etag:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -238,8 +239,50 @@ def test_a_cut_transfer_begins_again_where_the_server_cannot_go_on(
     assert get(f"{hub.url}/files/a.safetensors", tmp_path).sha256 == sha256(DATA)
 
 
-def test_a_file_that_changes_between_two_tries_is_not_mixed(hub: FakeHub, tmp_path: Path) -> None:
-    other = safetensors(900)[:-1] + b"\1"
+def test_a_weak_etag_does_not_prove_that_the_file_is_the_same(hub: FakeHub, tmp_path: Path) -> None:
+    hub.weak = True
+    hub.fault("/files/a.safetensors", cut=1500, times=1)
+    assert get(f"{hub.url}/files/a.safetensors", tmp_path).sha256 == sha256(DATA)
+    assert [each.headers.get("range") for each in hub.seen] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status": 416},
+        {"status": 206, "headers": {"Content-Range": f"bytes 0-{len(DATA) - 1}/{len(DATA)}"}},
+        {"status": 206, "headers": {"Content-Range": f"bytes 1500-{len(DATA)}/{len(DATA) + 1}"}},
+        {"status": 206},
+    ],
+)
+def test_another_part_than_was_asked_for_is_not_joined(
+    answer: dict[str, Any], hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.fault("/files/a.safetensors", cut=1500, times=1)
+    hub.fault("/files/a.safetensors", **answer, body=DATA, times=1)
+    assert get(f"{hub.url}/files/a.safetensors", tmp_path).sha256 == sha256(DATA)
+    assert [each.headers.get("range") for each in hub.seen] == [None, "bytes=1500-", None]
+
+
+def test_a_body_that_ends_early_without_an_error_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        length = {"Content-Length": str(len(DATA))}
+        return httpx2.Response(200, headers=length, content=iter([DATA[:10]]))
+
+    transport = httpx2.MockTransport(answer)
+    monkeypatch.setattr(http, "client", lambda: httpx2.Client(transport=transport))
+    monkeypatch.setattr(http, "pause", lambda _: None)
+    said = refused(NetworkError, 7, "https://example.org/a.safetensors", tmp_path)
+    assert f"10 of {len(DATA)} bytes came" in said
+
+
+@pytest.mark.parametrize("values", [900, 1000])
+def test_a_file_that_changes_between_two_tries_is_not_mixed(
+    values: int, hub: FakeHub, tmp_path: Path
+) -> None:
+    other = safetensors(values)[:-1] + b"\1"
     hub.fault("/files/a.safetensors", cut=1500, times=1)
     url = f"{hub.url}/files/a.safetensors"
     calls: list[int] = []
@@ -272,8 +315,10 @@ def test_a_file_above_the_limit_is_refused(
     wanted = parts.Wanted(f"{hub.url}/files/a.safetensors", most=len(DATA) - 1)
     if not announced:  # the body ends with the connection
         monkeypatch.setattr("fake_hub._Handler._send", _without_length)
+    come: list[int] = []
     with pytest.raises(InvalidContentError, match=f"the limit is {len(DATA) - 1}") as caught:
-        http.download(wanted, tmp_path)
+        http.download(wanted, tmp_path, lambda done, _: come.append(done))
+    assert not (announced and come)
     assert caught.value.exit_code == 4
     assert list(tmp_path.iterdir()) == []
 

@@ -288,6 +288,24 @@ def test_half_a_push_to_the_hub_is_invisible(
     assert remote.read_names() == (NAMES, made)
 
 
+def test_a_stale_push_to_a_folder_sends_nothing(files: dict[str, Path], tmp_path: Path) -> None:
+    remote = open_remote(str(tmp_path / "store"))
+    remote.commit({}, OTHER, "")
+    refused(ConflictError, 3, lambda: remote.commit(files, NAMES, ""))
+    assert remote.present(files) == frozenset()
+
+
+def test_a_commit_whose_answer_is_lost_is_not_sent_twice(
+    hub: FakeHub, files: dict[str, Path]
+) -> None:
+    remote = open_remote("hf:org/store")
+    version = remote.read_names()[1]
+    path = "/api/models/org/store/commit/main"
+    hub.fault(path, status=504, times=1)
+    refused(NetworkError, 7, lambda: remote.commit(files, NAMES, version))
+    assert len(hub.asked(path)) == 1
+
+
 def test_a_push_to_the_hub_is_one_commit_with_its_parent(
     hub: FakeHub, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -282,7 +282,7 @@ def test_a_body_that_ends_early_without_an_error_is_cut(
 def test_a_file_that_changes_between_two_tries_is_not_mixed(
     values: int, hub: FakeHub, tmp_path: Path
 ) -> None:
-    other = safetensors(values)[:-1] + b"\1"
+    other = safetensors(values).replace(b"\0" * 4 * values, b"\1" * 4 * values)
     hub.fault("/files/a.safetensors", cut=1500, times=1)
     url = f"{hub.url}/files/a.safetensors"
     calls: list[int] = []
@@ -315,10 +315,8 @@ def test_a_file_above_the_limit_is_refused(
     wanted = parts.Wanted(f"{hub.url}/files/a.safetensors", most=len(DATA) - 1)
     if not announced:  # the body ends with the connection
         monkeypatch.setattr("fake_hub._Handler._send", _without_length)
-    come: list[int] = []
     with pytest.raises(InvalidContentError, match=f"the limit is {len(DATA) - 1}") as caught:
-        http.download(wanted, tmp_path, lambda done, _: come.append(done))
-    assert not (announced and come)
+        http.download(wanted, tmp_path)
     assert caught.value.exit_code == 4
     assert list(tmp_path.iterdir()) == []
 
@@ -335,6 +333,13 @@ def test_a_file_without_a_length_comes_too(
 ) -> None:
     monkeypatch.setattr("fake_hub._Handler._send", _without_length)
     assert get(f"{hub.url}/files/a.safetensors", tmp_path).sha256 == sha256(DATA)
+
+
+def test_an_announced_size_above_the_limit_is_not_waited_for(hub: FakeHub, tmp_path: Path) -> None:
+    length = {"Content-Length": str(10**15)}  # more than any disk
+    hub.fault("/files/a.safetensors", status=200, body=DATA[:100], headers=length)
+    said = refused(InvalidContentError, 4, f"{hub.url}/files/a.safetensors", tmp_path)
+    assert f"has {10**15} bytes or more, the limit is {4 * 2**30}" in said
 
 
 def test_a_full_disk_is_told_before_the_transfer(

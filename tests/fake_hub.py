@@ -343,6 +343,7 @@ def point_at(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/no/such/token")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/no/such/cache")
     monkeypatch.setattr(http, "pause", lambda seconds: None)
     _new_session()
 

@@ -505,8 +505,12 @@ def test_the_hub_works_without_a_login(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_hub_token_is_stripped_and_stays_with_the_hub(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("DEBUG")
     monkeypatch.setenv("HF_TOKEN", f" {TOKEN}\n")
     hub.repo("org/repo", {"style.safetensors": DATA})
     found = get("hf:org/repo", tmp_path)
@@ -514,6 +518,8 @@ def test_a_hub_token_is_stripped_and_stays_with_the_hub(
     tokens = {(each.host == here, each.token) for each in hub.seen}
     assert tokens == {(True, f"Bearer {TOKEN}"), (False, "")}
     assert TOKEN not in repr(found)
+    assert "HTTP Request: GET" in caplog.text  # the log is really that of the clients
+    assert TOKEN not in caplog.text
 
 
 def test_a_token_with_a_break_inside_is_refused_unseen(
@@ -653,6 +659,53 @@ def test_offline_mode_asks_nobody(
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as it was started with
     assert "HF_HUB_OFFLINE is set" in refused(NetworkError, 7, "hf:org/repo", tmp_path)
+    assert hub.seen == []
+
+
+def cached(root: Path, files: dict[str, bytes]) -> str:
+    """A cache as ``hf download`` leaves it: blobs, links to them, and a branch; the commit."""
+    repo, commit = root / "models--org--repo", "c" * 40
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    (repo / "blobs").mkdir()
+    for name, data in files.items():
+        blob = repo / "blobs" / sha256(data)
+        blob.write_bytes(data)
+        link = repo / "snapshots" / commit / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    return commit
+
+
+def test_offline_mode_takes_what_the_hubs_cache_has(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, card = b'{"r": 4}', b"# Card"
+    files = {"adapter_config.json": config, "adapter_model.safetensors": DATA, "README.md": card}
+    commit = cached(tmp_path / "cache", files)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    out.mkdir()
+    found = get("hf:org/repo", out)
+    assert found.path.read_bytes() == DATA
+    assert not found.path.is_symlink()
+    assert (out / "adapter_config.json").read_bytes() == config
+    assert found.said == {"adapter_config.json": config.decode(), "README.md": card.decode()}
+    assert (found.origin["commit"], found.sha256, found.checked) == (commit, sha256(DATA), True)
+    assert len(list(out.iterdir())) == 2
+    for path in out.iterdir():
+        path.unlink()
+    assert get(f"hf:org/repo@{commit}:README.md", out).path.read_bytes() == card
+    (out / "README.md").unlink()
+    refused(NetworkError, 7, "hf:org/repo@v1", out)
+    refused(NetworkError, 7, "hf:org/repo@a/../../snapshots", out)
+    refused(NotFoundError, 3, "hf:org/repo:absent.safetensors", out)
+    blob = tmp_path / "cache" / "models--org--repo" / "blobs" / sha256(DATA)
+    blob.write_bytes(DATA[:-1])
+    said = refused(InvalidContentError, 4, "hf:org/repo", out)
+    assert sha256(DATA[:-1]) in said
+    assert sha256(DATA) in said
     assert hub.seen == []
 
 

@@ -47,7 +47,7 @@ def fetch(source: Source, folder: Path, progress: Progress | None = None) -> Fet
             large, or its sha256 is another than the server lists.
         StorageError: If the disk refuses.
         NetworkError: If the server cannot be reached, refuses access, or cut the transfer each
-            time; or HF_HUB_OFFLINE is set.
+            time; or HF_HUB_OFFLINE is set and the hub's cache has no such file.
     """
     match source:
         case HubSource():

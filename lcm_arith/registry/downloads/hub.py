@@ -7,7 +7,7 @@ What the hub says comes through its own client, the file itself over plain HTTPS
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -20,6 +20,7 @@ from lcm_arith.errors import (
     StorageError,
     UsageError,
 )
+from lcm_arith.registry.downloads import cache
 from lcm_arith.registry.downloads.answers import PASSING, retry_after
 from lcm_arith.registry.downloads.http import download, read_text, retrying
 from lcm_arith.registry.downloads.parts import (
@@ -48,8 +49,11 @@ _T = TypeVar("_T")
 def fetch_hub(source: HubSource, folder: Path, progress: Progress | None) -> Fetched:
     """One file of a repository, at the commit that its revision now is.
 
+    With HF_HUB_OFFLINE set, from the hub's cache on this machine, as the hub's own programs do.
     Errors as :func:`downloads.fetch`.
     """
+    if offline():
+        return _fetch_cached(source, folder)
     api = hub_api()
     info = ask(
         lambda: api.model_info(
@@ -68,8 +72,7 @@ def fetch_hub(source: HubSource, folder: Path, progress: Progress | None) -> Fet
         Path(beside).name: read_text(
             hub_file(source.repo, commit, beside, text=True, most=MOST_TEXT), folder
         )
-        for beside in (_sibling(name, PEFT_CONFIG), CARD)
-        if beside in files and (beside == CARD or Path(name).name == PEFT_NAME)
+        for beside in _beside(name, files)
     }
     wanted = hub_file(source.repo, commit, name, sha256=listed.lfs.sha256 if listed.lfs else "")
     got = download(wanted, folder, progress)
@@ -77,6 +80,26 @@ def fetch_hub(source: HubSource, folder: Path, progress: Progress | None) -> Fet
         _write_beside(got.path, said[PEFT_CONFIG])
     found = {"url": wanted.where, "repo": source.repo, "commit": commit, "file": name}
     return Fetched(got.path, found, said, got.sha256, got.size, checked=bool(wanted.sha256))
+
+
+def _fetch_cached(source: HubSource, folder: Path) -> Fetched:
+    snapshot = cache.snapshot(source)
+    files = cache.cached_files(snapshot)
+    name = choose(source, files)
+    said = {Path(each).name: cache.cached_text(snapshot / each) for each in _beside(name, files)}
+    path, sha256, size, checked = cache.copy_cached(snapshot / name, folder, MOST_FILE)
+    if PEFT_CONFIG in said:
+        _write_beside(path, said[PEFT_CONFIG])
+    url = f"{endpoint()}/{source.repo}/resolve/{snapshot.name}/{name}"
+    found = {"url": url, "repo": source.repo, "commit": snapshot.name, "file": name}
+    return Fetched(path, found, said, sha256, size, checked)
+
+
+def _beside(name: str, files: Container[str]) -> list[str]:
+    """What comes along with a file: PEFT's configuration with its weights, and the card."""
+    config = f"{name.rpartition('/')[0]}/{PEFT_CONFIG}".lstrip("/")
+    wanted = [config, CARD] if Path(name).name == PEFT_NAME else [CARD]
+    return [each for each in wanted if each in files]
 
 
 def _write_beside(weights: Path, config: str) -> None:
@@ -147,9 +170,17 @@ def hub_api() -> HfApi:
     """
     from huggingface_hub import HfApi
 
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if offline():
         raise _offline()
     return HfApi(endpoint=endpoint(), token=token() or False, library_name="lcm-arith")
+
+
+def offline() -> bool:
+    """Whether the user wants the hub not to be asked: HF_HUB_OFFLINE, now or at the start."""
+    from huggingface_hub import constants
+
+    said = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return said or constants.is_offline_mode()
 
 
 def endpoint() -> str:
@@ -262,10 +293,6 @@ def _login_hint(repo: str) -> str:
         f"accept the terms at {endpoint()}/{repo} if it has any, make a token at "
         f"{endpoint()}/settings/tokens, and set HF_TOKEN or run: hf auth login"
     )
-
-
-def _sibling(name: str, beside: str) -> str:
-    return f"{name.rpartition('/')[0]}/{beside}".lstrip("/")
 
 
 def _listed(files: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from lcm_arith.durable import flush_folder
 from lcm_arith.errors import (
     ConflictError,
     InvalidContentError,
@@ -216,14 +217,13 @@ class FolderRemote:
         if not self._local:
             self.fs.mv(part, at)
             return
-        for name in (part, os.path.dirname(at)):
-            descriptor = os.open(name, os.O_RDONLY)
-            try:
-                if name != part:
-                    os.replace(part, at)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        descriptor = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(part, at)
+        flush_folder(Path(at).parent)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

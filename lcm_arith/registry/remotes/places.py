@@ -13,7 +13,7 @@ from lcm_arith.errors import InvalidContentError, NotFoundError
 MOST_NAMES: Final = 16 * 2**20  # bytes of a list of names; 100,000 entries are about 10 MiB
 MOST_OBJECT: Final = 32 * 2**30  # bytes; a full SDXL in float32 is 14 GiB
 _PLACE: Final = re.compile(
-    r"(?:objects|manifests)/sha256/([0-9a-f]{2})/(\1[0-9a-f]{62})(?:\.[a-z]{1,11})?", re.ASCII
+    r"(?:objects|manifests)/sha256/([0-9a-f]{2})/(\1[0-9a-f]{62})(?:\.[a-z0-9]{1,11})?", re.ASCII
 )
 
 

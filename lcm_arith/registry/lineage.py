@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -85,6 +85,8 @@ class _Known:
 def origins(registry: Registry, found: Found) -> list[Origin]:
     """Where a vector comes from at last, in the order of its recipe; empty where it is one itself.
 
+    A vector in between stands there, too, if it has a licence of its own.
+
     Raises:
         InvalidContentError: As :func:`lineage`.
     """
@@ -95,13 +97,12 @@ def origins(registry: Registry, found: Found) -> list[Origin]:
 def _origins(node: Node, known: Mapping[str, _Known], weights: tuple[str, ...]) -> Iterator[Origin]:
     for own in node.parents:
         through = (*weights, str(own.weight))
-        if own.parents:
-            yield from _origins(own, known, through)
-        else:
+        there = known.get(own.sha256)
+        said = there.record.said(there.state) if there else {}
+        if not own.parents or "licence" in said:
             weight = " × ".join(w for w in through if _number(w) != 1) or "1"
-            there = known.get(own.sha256)
-            said = there.record.said(there.state) if there else {}
             yield Origin(own.name, own.sha256, weight, said)
+        yield from _origins(own, known, through)
 
 
 def _all(registry: Registry) -> dict[str, _Known]:
@@ -118,9 +119,12 @@ def _all(registry: Registry) -> dict[str, _Known]:
     with registry.index.reading() as connection:
         rows = connection.execute(query).all()
     for file, sha256, name, state in sorted(rows, key=lambda row: (row[2] is None, row[2])):
-        if file not in found and registry.manifests.path(sha256).is_file():
+        own = State() if state is None else State.of(state, name)
+        if file in found:
+            if own.settings and not found[file].state.settings:
+                found[file] = replace(found[file], state=own)  # the user's word, whatever the name
+        elif registry.manifests.path(sha256).is_file():
             record = Record.of(registry.manifests.get(sha256), sha256)
-            own = State() if state is None else State.of(state, name)
             found[file] = _Known(name or f"sha256:{file[:12]}", record, own)
     return found
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cache
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -195,6 +196,7 @@ class Engine:
         self.counters.pictures += len(items)
 
 
+@cache
 def _versions() -> dict[str, str]:
     """What computes the pixels, beside the plan."""
     return {name: version(name) for name in ("lcm-arith", "torch", "diffusers", "transformers")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def live(pipeline: Any) -> Iterator[LiveWeights]:
     weights = LiveWeights(pipeline)
     yield weights
     weights.apply(TaskVector())
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded family's trainings take four pictures a step."""
+    family = embedded()
+    plans = {name: replace(getattr(family, name), batch=4) for name in ("style", "acceleration")}
+    monkeypatch.setattr("lcm_arith.make_vectors.embedded", lambda: replace(family, **plans))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
 
@@ -50,6 +51,13 @@ def whole_adapter(
     family: str, endings: Sequence[str], ranks: Sequence[int] = (1,)
 ) -> dict[str, LowRankDelta]:
     """A random update of every module of a family whose path ends so; ``ranks`` in turn."""
+    return dict(_whole_adapter(family, tuple(endings), tuple(ranks)))
+
+
+@cache
+def _whole_adapter(
+    family: str, endings: tuple[str, ...], ranks: tuple[int, ...]
+) -> dict[str, LowRankDelta]:
     generator = torch.Generator().manual_seed(0)
     deltas: dict[str, LowRankDelta] = {}
     for module, shape in table(family).items():

@@ -158,7 +158,7 @@ CRAFTED: Final[dict[str, bytes]] = {
        ("", "a\0b", "a\x1b[31mb", "a\nb", "a\u202eb", "x" * 513, "x" * 10**6, "\ud800".encode(
            "utf-8", "surrogatepass").decode("utf-8", "replace") + "\u0007")},
     "a path": renamed("../../etc/passwd"),
-    "100000 tensors": packed({f"t{i}": row(0, [1]) for i in range(60_000)}, b"\0" * 4),
+    "20001 tensors": packed({f"t{i}": row(0, [1]) for i in range(20_001)}, b"\0" * 4),
     "9 MiB header": packed(json.dumps({"__metadata__": {"a": "x" * 9 * 2**20}, **GOOD}).encode()),
     **{f"{name} inside": packed(GOOD, DATA[:8] + struct.pack("<f", v) + DATA[12:])
        for name, v in FLOATS.items()},
@@ -190,8 +190,19 @@ CRAFTED: Final[dict[str, bytes]] = {
 }  # fmt: skip
 
 
+# What the message says of some of them.
+TOLD: Final = {
+    "LFS pointer": "Git LFS pointer", "a web page": "web page", "a pickle": "pickle",
+    "a JSON answer": "JSON answer", "cut at 24": "it is cut: it should have",
+    "8 bytes after": "8 bytes follow", "tensor twice": "twice", "overlap": "overlaps",
+    "hole": "gap", "dtype 'I32'": "I32 is not a floating-point", "empty": "empty",
+    "a stranger": "model.weight", "20001 tensors": "20001 tensors",
+}  # fmt: skip
+
+
 def test_there_are_enough_of_them() -> None:
     assert len(CRAFTED) >= 120
+    assert CRAFTED.keys() >= TOLD.keys()
 
 
 @pytest.mark.parametrize("name", CRAFTED)
@@ -203,28 +214,11 @@ def test_a_crafted_file_is_refused_in_our_words(tmp_path: Path, name: str) -> No
         load(path)
     assert caught.value.exit_code == 4
     assert str(path) in caught.value.message
+    assert TOLD.get(name, "") in str(caught.value)
     assert str(caught.value).replace("\n", " ").isprintable()
     assert len(str(caught.value)) < 1500
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 64 * 1024  # KiB, the most that any of them may take
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("LFS pointer", "Git LFS pointer"), ("a web page", "web page"), ("a pickle", "pickle"),
-        ("a JSON answer", "JSON answer"), ("cut at 24", "it is cut: it should have"),
-        ("8 bytes after", "8 bytes follow"), ("tensor twice", "twice"), ("overlap", "overlaps"),
-        ("hole", "gap"), ("dtype 'I32'", "I32 is not a floating-point"), ("empty", "empty"),
-        ("a stranger", "model.weight"), ("100000 tensors", "60000 tensors"),
-    ],
-)  # fmt: skip
-def test_the_message_says_what_it_is(tmp_path: Path, name: str, told: str) -> None:
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(CRAFTED[name])
-    with pytest.raises(LcmArithError) as caught:
-        load(path)
-    assert told in str(caught.value)
 
 
 def test_the_good_file_is_read(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ COUNTS: Final = {"sd15": (278, 72), "sdxl": (788, 72 + 192)}
 TOLERANCE: Final = 1e-6
 
 
+@cache
 def vector(family: str, endings: tuple[str, ...] = (*LCM_TARGETS, *TEXT)) -> TaskVector:
     return TaskVector(((1.0, Source(whole_adapter(family, endings, RANKS), {"sha256": family})),))
 
@@ -223,15 +225,23 @@ def test_what_lycoris_writes_is_read_as_lycoris_means_it(
     assert error <= 1e-5  # float32 products of up to four factors
 
 
+@cache
+def there_and_read(
+    form: str, endings: tuple[str, ...]
+) -> tuple[Mapping[str, LowRankDelta], Mapping[str, LowRankDelta]]:
+    """An adapter of SD1.5, and what is read of it in a dialect."""
+    plain = whole_adapter("sd15", endings, RANKS)
+    before = {m: d * (0.5 + i % 3) for i, (m, d) in enumerate(plain.items())}
+    return before, dialects.parse(*writers.spell(before, form, "sd15"), form).deltas
+
+
 @pytest.mark.parametrize("second", writers.WRITERS)
 @pytest.mark.parametrize("first", writers.WRITERS)
 def test_from_any_dialect_to_any_other_nothing_is_lost(first: str, second: str) -> None:
     """LoRA and LoCon (3×3, 1×1, with stride), mixed ranks, scales other than 1."""
     endings = LCM_TARGETS if "peft" in (first, second) else (*LCM_TARGETS, *TEXT)
-    plain = whole_adapter("sd15", endings, RANKS)
-    before = {m: d * (0.5 + i % 3) for i, (m, d) in enumerate(plain.items())}
-    there = dialects.parse(*writers.spell(before, first, "sd15"), first)
-    back = dialects.parse(*writers.spell(there.deltas, second, "sd15"), second)
+    before, there = there_and_read(first, endings)
+    back = dialects.parse(*writers.spell(there, second, "sd15"), second)
     assert back.deltas.keys() == before.keys()
     assert back.kinds == {"LoRA": len(before)}
     assert max(relative_error(back.deltas[m], before[m]) for m in before) <= TOLERANCE

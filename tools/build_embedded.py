@@ -72,7 +72,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--shorter", type=int, metavar="N", default=1, help="divide all steps by N, for a trial"
     )
     parser.add_argument(
-        "--prompts", type=int, metavar="N", default=200, help="a part, in the report"
+        "--prompts",
+        type=int,
+        metavar="N",
+        default=200,
+        help="a part, in the report; in guidance, of part A",
     )
     parser.add_argument("--seeds", type=int, metavar="N", default=4, help="a prompt, in the report")
     parser.add_argument(

@@ -80,7 +80,7 @@ def measure_ceilings(judge: Judge, fitted: Probe, vae: Any) -> dict[str, Any]:
                 }
     for entry in found.values():
         entry["mean"] = {
-            way: {m: _mean(np.array([entry[s][way][m] for s in names])) for m in METRICS}
+            way: {m: _mean(np.array([entry[s][way][m] for s in names], float)) for m in METRICS}
             for way in ("real", "vae")
         }
     return found

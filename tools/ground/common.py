@@ -40,7 +40,8 @@ class Options:
         shorter: Every training takes its steps divided by this, for trials.
         seconds: Between two checkpoints.
         only: Names of vectors that ``styles`` trains; empty for all.
-        prompts, seeds: At most so many captions a part, and seeds each, in the report.
+        prompts: At most so many captions a part, in the report and of part A in ``guidance``.
+        seeds: Of each caption in the report.
     """
 
     work: Path

@@ -20,7 +20,7 @@ from lcm_arith.make_vectors import OnStage, Request, make_acceleration, make_sty
 from lcm_arith.sampling import encode_prompts, load_pipeline, sample
 
 GUIDANCE: Final = (1.5, 2.0, 3.0, 5.0)
-SCANNED, SCAN_SEEDS, CHUNK = 200, 2, 64
+SCAN_SEEDS, CHUNK = 2, 64
 TEACHER_STEPS: Final = 25
 STYLE_SEED, ACCELERATION_SEED = 51, 61
 # Twice over, the second time from the first's result, more slowly and with room for more.
@@ -37,7 +37,8 @@ def build_guidance(options: Options) -> None:
 
     Writes ``defaults.json``, and the scan into the work folder for the report.
     """
-    prompts = [c.caption for c in pictures.hash_order(pictures.concepts("A"))[:SCANNED]]
+    chosen = pictures.hash_order(pictures.concepts("A"))[: options.prompts]
+    prompts = [c.caption for c in chosen]
     pipeline = load_pipeline(files.MODEL).to(options.device)
     yardstick = Yardstick(load_judge(), load_probe(), pictures.base_sets(), None, prompts)
     items = [(prompt, seed) for prompt in prompts for seed in range(SCAN_SEEDS)]

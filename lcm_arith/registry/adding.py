@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from lcm_arith.errors import InvalidContentError, StorageError
+from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.registry import objects, shipped
 from lcm_arith.registry.describing import describe
 from lcm_arith.registry.names import check_name, name_of
 from lcm_arith.registry.records import Record, check_settings
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
-
-_TRIES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,24 @@ def add(
     Raises:
         NotFoundError, InvalidContentError: If there is no such file, or it is no adapter.
         OutputExistsError: If the name is taken.
-        UsageError: If the name is none, or the record cannot be what the settings say.
+        UsageError: If the name is none, the record cannot be what the settings say, or a linked
+            file's path is no UTF-8.
         StorageError: If the disk or the database refuses; nothing is then added.
     """
     wanted = check_name(name) if name else name_of(path.stem)
     _check_free(registry, wanted)
     with registry.objects.workspace() as folder:
         part = folder / "object.safetensors"
-        place = None if not link else str(path.resolve())
+        place = None if not link else _place(path)
         if place is None:
             objects.copy(path, part)
         try:
-            record = describe(
-                path if link else part, source=source or {"file": path.name}, link=place
-            )
+            with objects.unchanged(path) if link else nullcontext():
+                record = describe(
+                    path if link else part,
+                    source=source or {"file": _readable(path.name)},
+                    link=place,
+                )
         except InvalidContentError as error:
             message = error.message.replace(str(part), str(path))
             raise InvalidContentError(message, hint=error.hint) from error
@@ -81,6 +85,18 @@ def add(
             settings=dict(settings or {}),
         )
         return register(registry, wanted, record, state, None if link else part)
+
+
+def _readable(name: str) -> str:
+    """A file's name as text, whatever the locale; what is no UTF-8 in it becomes ``�``."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _place(path: Path) -> str:
+    place = str(path.resolve())
+    if _readable(place) != place:
+        raise UsageError(f"{_readable(place)}: the path is no UTF-8", hint="add it without --link")
+    return place
 
 
 def register(
@@ -99,22 +115,15 @@ def register(
         UsageError, OutputExistsError, StorageError: As :func:`add`.
     """
     check_settings(record, state.settings)
-    place = registry.objects.path(record.object)
-    for _ in range(_TRIES):
-        if part is not None and part.exists():
+    with registry.index.change() as change:  # holds gc off, so that nothing of it is swept again
+        if part is not None:
             registry.objects.put(part, record.object)
         digest = registry.manifests.put(record.manifest())
-        with registry.index.change() as change:
-            if not registry.manifests.path(digest).is_file() or not (
-                record.link or place.is_file()
-            ):
-                continue  # gc took it before this transaction held it off
-            change.record(record.columns(digest), record.parents)
-            change.insert(name, replace(state, record=digest))
-            also = change.names_of(record.object)
-        others = {own for own in shipped.names() if shipped.record(own).object == record.object}
-        return Added(name, record, tuple(sorted(others | set(also) - {name})))
-    raise StorageError(f"{place}: is removed again and again while it is added")
+        change.record(record.columns(digest), record.parents)
+        change.insert(name, replace(state, record=digest))
+        also = change.names_of(record.object)
+    others = {own for own in shipped.names() if shipped.record(own).object == record.object}
+    return Added(name, record, tuple(sorted(others | set(also) - {name})))
 
 
 def _check_free(registry: Registry, name: str) -> None:

@@ -92,6 +92,7 @@ class Record:
             given[name] = tuple(given[name])
         record = cls(**given)
         wrong = [name for name, kind in _TYPES.items() if not isinstance(given[name], kind)]
+        wrong += ["previews"] * (not all(map(_is_preview, record.previews)))
         if wrong or not all(_DIGEST.fullmatch(own) for own in record.digests()):
             raise InvalidContentError(
                 f"{where}: {', '.join(wrong) or 'a digest'} is of no such form"
@@ -180,6 +181,12 @@ _TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "link": (str, type(None)),
 }
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,12}")
+
+
+def _is_preview(value: Any) -> bool:
+    texts = [value.get(key) for key in ("sha256", "suffix")] if isinstance(value, dict) else [None]
+    return all(isinstance(own, str) for own in texts) and bool(_SUFFIX.fullmatch(texts[1]))
 
 
 def check_settings(record: Record, values: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
 
 _FORK: Final = multiprocessing.get_context("fork")
-_SHORTEST, _LONGEST = 0.002, 0.12  # seconds until a kill
+_SHORTEST: Final = 0.002  # seconds until a kill
 
 
 def together(count: int, work: Callable[[int], Any]) -> list[Any]:
@@ -138,10 +138,20 @@ def _write(registry: Registry, paths: list[Path], model: Names, seed: int, pipe:
 
 
 @timed
-def killed_at_random(folder: Path, kills: int, seed: int = 0) -> Tally:
-    """F3: what was acknowledged is there, what was not is there or not, and never in between."""
+def killed_at_random(
+    folder: Path, url: str, kills: int, seed: int = 0, longest: float = 0.12
+) -> Tally:
+    """F3: what was acknowledged is there, what was not is there or not, and never in between.
+
+    Args:
+        folder: An empty one.
+        url: Of an empty index.
+        kills: How many.
+        seed: Of what is done, and when it is killed.
+        longest: Seconds until a kill, at most.
+    """
     paths = adapters(folder, 8)
-    registry = Registry.open(folder / "killed", f"sqlite:///{folder / 'killed/index.db'}")
+    registry = Registry.open(folder / "killed", url)
     tally, model, chosen, acknowledged = Tally(), {}, random.Random(seed), 0
     adding.add(registry, paths[0], name="n0")
     model = _plain(names(registry))
@@ -152,7 +162,7 @@ def killed_at_random(folder: Path, kills: int, seed: int = 0) -> Tally:
             os.close(reader)
             _write(registry, paths, model, seed * 100_000 + kill, writer)
         os.close(writer)
-        time.sleep(chosen.uniform(_SHORTEST, _LONGEST))
+        time.sleep(chosen.uniform(_SHORTEST, longest))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         with os.fdopen(reader, "rb") as file:

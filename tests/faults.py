@@ -189,9 +189,10 @@ class Stores:
         (folder / "damaged/index.db").write_bytes(bytes(8192))
         shutil.copytree(folder / "base", folder / "old")
         shutil.rmtree(folder / "old/names")
-        _oldest(folder / "old/index.db", {n: s for n, s in names(base).items() if s.record})
         (folder / "empty").mkdir()
-        return cls(folder)
+        made = cls(folder)
+        _oldest(folder / "old/index.db", made.oldest())
+        return made
 
     @contextmanager
     def copy(self, store: str) -> Iterator[tuple[Registry, Path]]:
@@ -205,6 +206,11 @@ class Stores:
                 os.link(path, Path(place) / path.name)
             root = Path(place) / "store"
             yield Registry.open(root, _url(root)), Path(place)
+
+    def oldest(self) -> Names:
+        """The names that the store of schema 0 has."""
+        base = Registry.open(self.folder / "base", _url(self.folder / "base"))
+        return {name: state for name, state in names(base).items() if state.record}
 
     def after(self, operation: Operation) -> tuple[Names, Names]:
         """The names before an operation and after it."""
@@ -287,6 +293,8 @@ def _as_promised(
             upkeep.reindex(registry)
         found = names(registry)
         tally.check(found in (before, after), f"{where}: between: {found}")
+        problems = upkeep.verify(registry, deep=True).problems
+        tally.check(not problems, f"{where}: before gc: {problems}")
         sound(tally, registry, where)
         tally.check(names(registry) == found, f"{where}: gc changed names")
         if found == before:
@@ -317,9 +325,7 @@ def refused_at_calls(stores: Stores, points: int, operations: tuple[Operation, .
             with stores.copy(operation.store) as (registry, folder):
                 full = (errno.ENOSPC, errno.EDQUOT)[k % 2]
                 act = functools.partial(operation.act, registry, folder)
-                run = traced(act, folder, refuse=lambda at, call, k=k, full=full: (  # type: ignore[misc]
-                    _ERRORS.get(call.name, full) if at == k else 0
-                ))  # fmt: skip
+                run = traced(act, folder, refuse=_refusing(k, full))
                 where = f"{operation.name} refused at {k} of {total} ({run.calls[k]})"
                 _told(tally, run, folder, where)
                 found = {} if operation.store == "damaged" else names(registry)
@@ -329,6 +335,11 @@ def refused_at_calls(stores: Stores, points: int, operations: tuple[Operation, .
                 _as_promised(tally, operation, (registry, folder), (before, after), where)
             tally.points += 1
     return tally
+
+
+def _refusing(k: int, full: int) -> Callable[[int, Call], int]:
+    """The k-th call fails: a flush or a removal with EIO, all else because the disk is full."""
+    return lambda number, call: _ERRORS.get(call.name, full) if number == k else 0
 
 
 def _ends(call: Call) -> bool:
@@ -347,13 +358,25 @@ def _told(tally: Tally, run: Run, folder: Path, where: str) -> None:
 
 
 @timed
-def killed_at_statements(stores: Stores, every: int = 1) -> Tally:
-    """F12: a migration killed after each of its statements, or every so many."""
+def killed_at_statements(
+    stores: Stores, every: int = 1, url: Callable[[], str] | None = None
+) -> Tally:
+    """F12: a migration killed after each of its statements, or every so many.
+
+    Args:
+        stores: Prepared ones.
+        every: Only every so many.
+        url: Gives the URL of an empty index, if it is to be another than the store's own.
+    """
     tally = Tally()
     operation = next(own for own in OPERATIONS if own.name == "migrate")
     before, after = stores.after(operation)
     while True:
         with stores.copy("old") as (registry, folder):
+            if url is not None:
+                registry = Registry.open(registry.root, url())
+                with database.alone(registry.index.engine) as connection, connection.begin():
+                    fill_oldest(connection, stores.oldest())
             k = tally.points * every
             pid = os.fork()
             if pid == 0:

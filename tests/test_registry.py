@@ -221,6 +221,19 @@ def test_no_tag_is_refused(family: Registry, tag: str) -> None:
         editing.tag(family, "a", [tag])
 
 
+def test_texts_that_no_database_keeps_are_refused_or_made_ones(
+    registry: Registry, files: list[Path]
+) -> None:
+    adding.add(registry, files[0], name="a", source={"file": "nul \0 half \ud800 end"})
+    assert registry.find("a").record.source == {"file": "nul \0 half \ud800 end"}
+    editing.note(registry, "a", "nul \0 and \u2028")
+    for edit in (editing.note, lambda r, n, t: editing.set_values(r, n, {"use": t})):
+        with pytest.raises(UsageError, match="is no text"):
+            edit(registry, "a", "half \ud800 end")
+    assert registry.find("a").state.notes == ("nul \0 and \u2028",)
+    assert not problems(registry, deep=True)
+
+
 def test_what_was_shipped_cannot_be_changed(family: Registry) -> None:
     edits: tuple[Callable[[], Any], ...] = (
         lambda: editing.tag(family, "lcm", ["x"]),
@@ -533,6 +546,9 @@ HOSTILE = {
     "state of no kind": member("names/a.json", b"[1]"),
     "state of a newer": member("names/a.json", b'{"record":null,"newer":1}'),
     "state of other types": member("names/a.json", b'{"record":5,"tags":"ab"}'),
+    "half a surrogate pair": member(
+        "names/a.json", b'{"notes":["\\ud800"],"record":"' + b"0" * 64 + b'"}'
+    ),
     "state of nothing": member("names/a.json", b"{}"),
     "record is a path": member("names/a.json", b'{"record":"../../x"}'),
     "record is missing": member("names/a.json", _STATE),
@@ -637,6 +653,16 @@ def test_a_change_that_fails_changes_nothing(family: Registry) -> None:
     assert names(family) == before
     assert _bytes(family.root / "names") == stored
     assert not list((family.root / "pending").iterdir())
+
+
+def test_a_change_within_a_change_is_an_error_not_a_wait(family: Registry) -> None:
+    with (
+        pytest.raises(RuntimeError, match="within a change"),
+        family.index.change(),
+        family.index.change(),
+    ):
+        pass
+    editing.tag(family, "a", ["x"])
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:

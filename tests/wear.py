@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
@@ -76,19 +77,10 @@ def source_changed(folder: Path, changes: tuple[Callable[[Path], None], ...] = C
                 folder / f"source{number}{copied}.safetensors",
             )
             save(random_vector(2, 1.0, number, SMALL), path)
-            registry, wanted = lite(root), "fsync" if copied else "openat"
-            done: list[bool] = []
-
-            def before(_: int, call: Call, own: Any = (wanted, change, path, done)) -> None:
-                wanted, change, path, done = own
-                if call.name == wanted and call.path.endswith("/object.safetensors") and not done:
-                    done.append(True)
-                    time.sleep(0.02)  # the clock of a file system ticks every 4 to 10 ms
-                    change(path)
-
-            run = traced(
-                lambda r=registry, p=path: adding.add(r, p, name="new").name, root, before=before
-            )
+            registry, done = lite(root), list[str]()
+            add = functools.partial(_added, registry, path)
+            at = "fsync" if copied else "openat"
+            run = traced(add, root, before=functools.partial(_meddle, at, change, path, done))
             where = f"{change.__name__[1:]} {'after' if copied else 'before'} it was copied"
             refused = run.told.get("error") == "InvalidContentError" and run.told["code"] == 4
             whole = change is _replaced and "done" in run.told
@@ -98,6 +90,20 @@ def source_changed(folder: Path, changes: tuple[Callable[[Path], None], ...] = C
             tally.check(len(list(registry.objects)) == whole, f"{where}: half stored")
             tally.points += 1
     return tally
+
+
+def _added(registry: Registry, path: Path) -> str:
+    return adding.add(registry, path, name="new").name
+
+
+def _meddle(
+    at: str, change: Callable[[Path], None], path: Path, done: list[str], _: int, call: Call
+) -> None:
+    """Changes the source once, when its copy comes to a call."""
+    if call.name == at and call.path.endswith("/object.safetensors") and not done:
+        done.append(at)
+        time.sleep(0.02)  # the clock of a file system ticks every 4 to 10 ms
+        change(path)
 
 
 # F10: a bit of each file.
@@ -181,15 +187,14 @@ def _stamps(registry: Registry) -> dict[str, tuple[int, ...]]:
 
 @timed
 def schemas(stores: Stores, url: str | None = None) -> Tally:
-    """F12: an index of schema 0 is brought up to date with its names and notes; a newer is refused."""
+    """F12: an index of schema 0 comes up to date with its names and notes; a newer is refused."""
     tally = Tally(points=2)
     with stores.copy("base" if url else "old") as (registry, _):
         if url:
-            states = {name: own for name, own in names(registry).items() if own.record}
             shutil.rmtree(registry.root / "names")
             registry = Registry.open(registry.root, url)
             with database.alone(registry.index.engine) as connection, connection.begin():
-                fill_oldest(connection, states)
+                fill_oldest(connection, stores.oldest())
         with tally.promised("schema 0"):
             found = names(registry)
             tally.check(found.keys() == {"a", "b"}, f"names: {found}")
@@ -311,10 +316,10 @@ print(ascii(str(registry.root)), ascii(registry.find("new").record.source["file"
 
 @timed
 def surroundings(folder: Path, which: Iterable[str] = tuple(SURROUNDINGS)) -> Tally:
-    """F14: other locales, no home, a file whose name is no UTF-8; what one writes, another reads."""
+    """F14: other locales, no home, a name that is no UTF-8; what one writes, another reads."""
     tally, path = Tally(), adapters(folder, 1)[0]
     odd = os.fsencode(folder) + b"/\xfc\xff \xf0\x9f\xa7\xaa.safetensors"
-    shutil.copy(path, odd)
+    shutil.copy(os.fsencode(path), odd)
     for name in which:
         home = folder / f"home {tally.points} é"
         kept = {key: own for key, own in os.environ.items() if not key.startswith(("LC_", "LANG"))}
@@ -396,7 +401,7 @@ def _made(registry: Registry, path: Path, names: list[str], chosen: random.Rando
             for own, weight in zip(names, weights, strict=True)
         ],
         method=method,
-        budget=None if kind is None else Budget(*kind, itemsize=dtype.itemsize),
+        budget=None if kind is None else Budget(kind[0], kind[1], dtype.itemsize),
         how=None if METHODS[method].function else how,
     )
     save(tau, path, dtype=dtype, form=form, about={"kind": "combined"})

@@ -65,7 +65,7 @@ def backup(registry: Registry, out: Path, *, force: bool = False) -> Archived:
         states = {row.name: row.state for row in registry.index.rows()}
         with tarfile.open(part, "w") as tar:
             for name, state in states.items():
-                _add(tar, f"{_NAMES}/{name}.json", state.text().encode("utf-8", "surrogatepass"))
+                _add(tar, f"{_NAMES}/{name}.json", state.text().encode())
             for path in sorted(set(_needed(registry, states))):
                 _add_file(tar, registry.root, path)
                 count += 1

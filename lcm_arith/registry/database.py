@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -167,9 +168,27 @@ def alone(database: Engine) -> Iterator[Connection]:
     a server by a lock of the session, which ends with it.
 
     Raises:
+        RuntimeError: If it is called within itself, where it would wait for ever.
         StorageError: If the database or the disk refuses; nothing of the transaction is then done,
             unless it was the end of the transaction that failed: then nobody knows.
     """
+    url = database.url
+    inside = (threading.get_ident(), str(url.host), str(url.database), str(url.query))
+    if inside in _changing:
+        raise RuntimeError("names are changed within a change of names")
+    _changing.add(inside)
+    try:
+        with _alone(database) as connection:
+            yield connection
+    finally:
+        _changing.discard(inside)
+
+
+_changing: Final[set[tuple[int, str, str, str]]] = set()
+
+
+@contextmanager
+def _alone(database: Engine) -> Iterator[Connection]:
     file = file_of(database)
     held = nullcontext() if file is None else durable.locked(file.with_name(f"{file.name}.lock"))
     try:

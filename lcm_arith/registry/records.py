@@ -117,7 +117,7 @@ class Record:
         ties = [name for name, share in self.families if share == best]
         ranks = sorted(map(int, self.ranks))
         spread = f"{ranks[0]}-{ranks[-1]}" if ranks[1:] else "".join(map(str, ranks))
-        return {
+        row = {
             "sha256": sha256,
             "object": self.object,
             "bytes": self.bytes,
@@ -131,6 +131,7 @@ class Record:
             "link": self.link,
             "words": " ".join(self._words()).lower(),
         }
+        return {key: _storable(own) if isinstance(own, str) else own for key, own in row.items()}
 
     def _words(self) -> list[str]:
         facts = self.facts
@@ -162,6 +163,11 @@ USES: Final = ("sampler", "steps", "guidance", "weight")
 """What is recommended for its use."""
 
 
+def _storable(text: str) -> str:
+    """Without what a database refuses in a text: NUL, and halves of surrogate pairs."""
+    return text.replace("\0", " ").encode("utf-8", "replace").decode()
+
+
 def _said(value: Any) -> str:
     """The text of what somebody said, with or without a source."""
     if isinstance(value, Mapping):
@@ -185,8 +191,9 @@ _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,12}")
 
 
 def _is_preview(value: Any) -> bool:
-    texts = [value.get(key) for key in ("sha256", "suffix")] if isinstance(value, dict) else [None]
-    return all(isinstance(own, str) for own in texts) and bool(_SUFFIX.fullmatch(texts[1]))
+    if not isinstance(value, dict) or not isinstance(value.get("sha256"), str):
+        return False
+    return bool(_SUFFIX.fullmatch(str(value.get("suffix"))))
 
 
 def check_settings(record: Record, values: Mapping[str, Any]) -> None:

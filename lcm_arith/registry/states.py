@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lcm_arith import durable
-from lcm_arith.errors import InvalidContentError, StorageError
+from lcm_arith.errors import InvalidContentError, StorageError, UsageError
 from lcm_arith.registry.manifests import MOST_BYTES, canonical, parse
 
 _SUFFIX: Final = ".json"
@@ -45,8 +45,15 @@ class State:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        """Canonical JSON."""
-        return canonical(asdict(self)).decode("utf-8", "surrogatepass")
+        """Canonical JSON.
+
+        Raises:
+            UsageError: If there is half a surrogate pair in it, which no database keeps.
+        """
+        try:
+            return canonical(asdict(self)).decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"what is said of a vector is no text ({error.reason})") from None
 
     @classmethod
     def of(cls, text: str | bytes, where: str) -> State:
@@ -55,7 +62,7 @@ class State:
         Raises:
             InvalidContentError: If it is none.
         """
-        data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        data = text.encode() if isinstance(text, str) else text
         values = parse(data, where)
         if values.keys() - _KINDS.keys():
             raise InvalidContentError(f"{where}: is of a newer lcm-arith")
@@ -69,6 +76,11 @@ class State:
             raise InvalidContentError(f"{where}: is no state of a name ({what})")
         if state.record is not None and not _DIGEST.fullmatch(state.record):
             raise InvalidContentError(f"{where}: its record is no sha256")
+        if b"\\u" in data:
+            try:
+                state.text()
+            except UsageError as error:
+                raise InvalidContentError(f"{where}: {error.message}") from None
         return state
 
 
@@ -127,7 +139,7 @@ class States:
         """
         self._keep(name)
         durable.make_folder(self.folder)
-        durable.write(self.path(name), _bytes(state))
+        durable.write(self.path(name), state.text().encode())
 
     def remove(self, name: str) -> None:
         """Removes a name's file; it is kept as pending.
@@ -176,7 +188,7 @@ class States:
 
     def _settle(self, name: str, state: State | None, kept: list[Path]) -> None:
         path = self.path(name)
-        data = b"" if state is None else _bytes(state)
+        data = b"" if state is None else state.text().encode()
         if state is None:
             path.unlink(missing_ok=True)
         elif _holds(path, data):
@@ -223,10 +235,6 @@ class States:
                 raise durable.refusal(kept, error) from error
         except OSError as error:
             raise durable.refusal(kept, error) from error
-
-
-def _bytes(state: State) -> bytes:
-    return state.text().encode("utf-8", "surrogatepass")
 
 
 def _holds(path: Path, data: bytes) -> bool:

@@ -1,11 +1,11 @@
-# make test | demo | check | bench | clean       Needs GNU make, bash, git and Python 3.11 or later.
+# make test | demo | check | bench | torture | clean       Needs GNU make, bash, git and Python 3.11 or later.
 SHELL  := bash
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: test check demo bench clean $(VENV)
+.PHONY: test check demo bench torture clean $(VENV)
 .DELETE_ON_ERROR:
 
 test: check
@@ -22,6 +22,10 @@ demo: $(STAMP)
 bench: $(STAMP)
 	@set -euo pipefail; shopt -s nullglob; \
 	for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+# About 20 minutes: kills, full disks, rotten bits, crowds. Parts of it: tools/torture.py --only F3
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/torture.py
 
 $(VENV): $(STAMP)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lcm_arith.errors import StorageError
@@ -62,6 +65,32 @@ def make_folder(folder: Path) -> None:
             flush_folder(path.parent)
     except OSError as error:
         raise refusal(path, error) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Nobody else is in here with the same file meanwhile; who asked first is let in first.
+
+    The system lets go of what a process held when it dies. Threads keep each other out, too.
+
+    Args:
+        path: Of an empty file in a folder that exists; it is made and stays.
+
+    Raises:
+        StorageError: If it cannot be made, or the file system knows no locks.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise refusal(path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise refusal(path, error) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def refusal(path: Path, error: OSError, size: int | None = None) -> StorageError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from servers import Server, postgres
 
 from lcm_arith.families import embedded
 from lcm_arith.fuse import LiveWeights
@@ -58,6 +59,22 @@ def tmp_cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh current folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A PostgreSQL server; the tests that need one fail where it cannot be started."""
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def index_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty index, of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'index' / 'index.db'}"
+    running: Server = request.getfixturevalue("server")
+    return running.url()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from lcm_arith.errors import InvalidContentError, OutputExistsError, StorageError, UsageError
+from lcm_arith.errors import InvalidContentError, OutputExistsError, UsageError
 from lcm_arith.registry import objects, shipped
 from lcm_arith.registry.describing import describe
 from lcm_arith.registry.facts import Facts, merge
@@ -19,7 +21,6 @@ from lcm_arith.registry.sidecars import sidecars
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
 
-_TRIES: Final = 3
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
 _MOST_PICTURE: Final = 16 * 2**20  # bytes
 
@@ -74,8 +75,8 @@ def add(
     Raises:
         NotFoundError, InvalidContentError: If there is no such file, or it is no adapter.
         OutputExistsError: If the name is taken.
-        UsageError: If the name is none, the record cannot be what the settings say, or a folder or
-            a pickle was to be linked.
+        UsageError: If the name is none, the record cannot be what the settings say, a folder or a
+            pickle was to be linked, or a linked file's path is no UTF-8.
         StorageError: If the disk or the database refuses; nothing is then added.
     """
     wanted = check_name(name) if name else name_of(path.stem)
@@ -88,17 +89,18 @@ def add(
     )
     with registry.objects.workspace() as folder:
         part = folder / "object.safetensors"
-        origin = dict(source or {"file": path.name})
+        origin = dict(source or {"file": _readable(path.name)})
         place = _copied(path, part, origin, link=link, base=base, allow_pickle=allow_pickle)
         try:
-            record = describe(
-                path if link else part,
-                source=origin,
-                facts=said,
-                name=path.name,
-                link=place,
-                previews=_pictures(registry, said, folder),
-            )
+            with objects.unchanged(path) if link else nullcontext():
+                record = describe(
+                    path if link else part,
+                    source=origin,
+                    facts=said,
+                    name=_readable(path.name),
+                    link=place,
+                    previews=_pictures(registry, said, folder),
+                )
         except InvalidContentError as error:
             message = error.message.replace(str(part), str(path))
             raise InvalidContentError(message, hint=error.hint) from error
@@ -114,7 +116,7 @@ def _copied(
     if link and converted:
         raise UsageError(f"{path}: is converted, so it cannot be linked", hint="leave out --link")
     if link:
-        return str(path.resolve())
+        return _place(path)
     if not converted:
         objects.copy(path, part)
         return None
@@ -146,6 +148,18 @@ def _pictures(registry: Registry, facts: Facts, folder: Path) -> tuple[dict[str,
     return tuple(found)
 
 
+def _readable(name: str) -> str:
+    """A file's name as text, whatever the locale; what is no UTF-8 in it becomes ``�``."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _place(path: Path) -> str:
+    place = str(path.resolve())
+    if _readable(place) != place:
+        raise UsageError(f"{_readable(place)}: the path is no UTF-8", hint="add it without --link")
+    return place
+
+
 def register(
     registry: Registry, name: str, record: Record, state: State, part: Path | None
 ) -> Added:
@@ -162,22 +176,15 @@ def register(
         UsageError, OutputExistsError, StorageError: As :func:`add`.
     """
     check_settings(record, state.settings)
-    place = registry.objects.path(record.object)
-    for _ in range(_TRIES):
-        if part is not None and part.exists():
+    with registry.index.change() as change:  # holds gc off, so that nothing of it is swept again
+        if part is not None:
             registry.objects.put(part, record.object)
         digest = registry.manifests.put(record.manifest())
-        with registry.index.change() as change:
-            if not registry.manifests.path(digest).is_file() or not (
-                record.link or place.is_file()
-            ):
-                continue  # gc took it before this transaction held it off
-            change.record(record.columns(digest), record.parents)
-            change.insert(name, replace(state, record=digest))
-            also = change.names_of(record.object)
-        others = {own for own in shipped.names() if shipped.record(own).object == record.object}
-        return Added(name, record, tuple(sorted(others | set(also) - {name})))
-    raise StorageError(f"{place}: is removed again and again while it is added")
+        change.record(record.columns(digest), record.parents)
+        change.insert(name, replace(state, record=digest))
+        also = change.names_of(record.object)
+    others = {own for own in shipped.names() if shipped.record(own).object == record.object}
+    return Added(name, record, tuple(sorted(others | set(also) - {name})))
 
 
 def _check_free(registry: Registry, name: str) -> None:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from lcm_arith import durable
-from lcm_arith.errors import InvalidContentError, OutputExistsError, StorageError
+from lcm_arith.errors import (
+    InvalidContentError,
+    NotFoundError,
+    OutputExistsError,
+    StorageError,
+    UsageError,
+)
 from lcm_arith.registry import objects
 from lcm_arith.registry.manifests import MOST_BYTES, digest
 from lcm_arith.registry.names import check_name
@@ -20,7 +28,7 @@ from lcm_arith.registry.records import Record
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
 
-_NAMES, _MANIFESTS, _OBJECTS = "names", "manifests", "objects"
+_NAMES, _OBJECTS = "names", "objects"
 _MOST_MEMBERS: Final = 1_000_000
 
 
@@ -51,13 +59,13 @@ def backup(registry: Registry, out: Path, *, force: bool = False) -> Archived:
     """
     if out.exists() and not force:
         raise OutputExistsError(f"{out}: exists", hint="choose another name or add --force")
-    part = out.with_name(f".{out.name}.part")
+    part = out.with_name(f".{uuid.uuid4().hex}.part")
     count = 0
     try:
         states = {row.name: row.state for row in registry.index.rows()}
         with tarfile.open(part, "w") as tar:
             for name, state in states.items():
-                _add(tar, f"{_NAMES}/{name}.json", state.text().encode("utf-8", "surrogatepass"))
+                _add(tar, f"{_NAMES}/{name}.json", state.text().encode())
             for path in sorted(set(_needed(registry, states))):
                 _add_file(tar, registry.root, path)
                 count += 1
@@ -66,9 +74,12 @@ def backup(registry: Registry, out: Path, *, force: bool = False) -> Archived:
         os.replace(part, out)
         durable.flush_folder(out.parent)
     except OSError as error:
+        if isinstance(error, StorageError):
+            raise
         raise durable.refusal(out, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # what remains is a hidden file beside the backup
+            part.unlink(missing_ok=True)
     return Archived(len(states), count, out.stat().st_size)
 
 
@@ -111,6 +122,7 @@ def restore(registry: Registry, archive: Path, *, force: bool = False) -> Archiv
         force: Names that are there with another state get the archive's.
 
     Raises:
+        NotFoundError: If there is no such archive.
         InvalidContentError: If the archive is none, or holds a file that is not what its name says.
         OutputExistsError: If a name is there with another state, and ``force`` is off.
         StorageError: If the disk or the database refuses; no name is then changed.
@@ -122,6 +134,8 @@ def restore(registry: Registry, archive: Path, *, force: bool = False) -> Archiv
                 count = sum(_restore(registry, tar, own, folder, states) for own in _members(tar))
         except tarfile.TarError as error:
             raise InvalidContentError(f"{archive}: is no backup ({error})") from error
+        except FileNotFoundError:
+            raise NotFoundError(f"{archive}: no such file") from None
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
@@ -146,12 +160,18 @@ def _restore(
 ) -> bool:
     """Puts one member into its place, by its content; whether it is a file that was not there."""
     path = PurePosixPath(info.name)
-    stream = tar.extractfile(info) if info.isfile() else None
-    known = {_NAMES: 2, _MANIFESTS: 4, _OBJECTS: 4}
-    if stream is None or known.get(path.parts[0]) != len(path.parts):
-        raise InvalidContentError(f"{info.name!r}: has no place in a registry")
     sha256, suffix = path.name.split(".")[0], path.suffix
-    if path.parts[0] == _OBJECTS:
+    places = (
+        registry.objects.path(sha256, suffix),
+        registry.manifests.path(sha256),
+        registry.index.states.path(path.name.removesuffix(".json")),
+    )
+    known = {place.relative_to(registry.root).as_posix() for place in places}
+    stream = tar.extractfile(info) if info.isfile() and not info.issparse() else None
+    if stream is None or info.name not in known:
+        raise InvalidContentError(f"{info.name!r}: has no place in a registry")
+    kind = path.parts[0]
+    if kind == _OBJECTS:
         part = folder / "object"
         with stream, part.open("wb") as file:
             found = objects.copy_stream(stream, file, part, info.size)
@@ -164,11 +184,26 @@ def _restore(
     if info.size > MOST_BYTES:
         raise InvalidContentError(f"{info.name!r}: is longer than {MOST_BYTES:,} bytes")
     data = stream.read()
-    if path.parts[0] == _NAMES:
-        states[check_name(path.name.removesuffix(".json"))] = State.of(data, info.name)
+    if kind == _NAMES:
+        name = _name(info.name)
+        if name in states:
+            raise InvalidContentError(f"{info.name!r}: is in the archive twice")
+        states[name] = State.of(data, info.name)
         return False
     if digest(data) != sha256:
         raise InvalidContentError(f"{info.name!r}: its sha256 is {digest(data)}")
     there = registry.manifests.path(sha256).is_file()
     registry.manifests.put_bytes(sha256, data)
     return not there
+
+
+def _name(member: str) -> str:
+    """The name that a member of ``names`` is the file of."""
+    name = PurePosixPath(member).name.removesuffix(".json")
+    try:
+        same = check_name(name) == name
+    except UsageError as error:
+        raise InvalidContentError(f"{member!r}: {error.message}") from None
+    if not same:
+        raise InvalidContentError(f"{member!r}: is not spelled as a name is stored")
+    return name

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -13,6 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
+from lcm_arith import durable
 from lcm_arith.errors import IncompatibleError, LcmArithError, StorageError, UsageError
 
 tables: Final = sa.MetaData()
@@ -57,6 +62,7 @@ names: Final = sa.Table(
 )
 
 Migration = Callable[[Connection], None]
+_LITE: Final = "sqlite:///"
 _LOCK: Final = 5_506_147  # any number that nobody else takes: PostgreSQL's advisory lock of ours
 _WAIT: Final = 30  # seconds that a writer waits for others
 
@@ -96,7 +102,8 @@ def engine(url: str) -> Engine:
         UsageError: If the URL is of no database that is supported, or its driver is missing.
     """
     try:
-        parsed = make_url(url)
+        file = url.removeprefix(_LITE)  # a path may hold signs that mean something in a URL
+        parsed = sa.URL.create("sqlite", database=file) if file != url else make_url(url)
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise UsageError(
                 f"{parsed.get_backend_name()}: is no database that the registry can use",
@@ -121,32 +128,129 @@ def engine(url: str) -> Engine:
 def _on_connect(connection: Any, _: object) -> None:
     """Python's own transactions lose updates; SQLAlchemy's BEGIN below is sent as it is."""
     connection.isolation_level = None
-    for pragma in ("foreign_keys=ON", "synchronous=FULL", "journal_mode=DELETE"):
+    # EXTRA also flushes the folder when the journal is gone, which is what commits.
+    for pragma in ("foreign_keys=ON", "synchronous=EXTRA", "journal_mode=DELETE"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _on_begin(connection: Connection) -> None:
-    """Locks what the transaction needs before it reads anything."""
-    use = connection.get_execution_options().get("use", "read")
+    """A transaction that will write locks before it reads anything."""
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN" if use == "read" else "BEGIN IMMEDIATE")
-    elif use != "read":
-        shared = "" if use == "alone" else "_shared"
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{shared}({_LOCK})")
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def file_of(database: Engine) -> Path | None:
+    """SQLite's file; None of a server, and of a database in memory."""
+    lite = database.dialect.name == "sqlite"
+    return Path(database.url.database) if lite and database.url.database else None
 
 
 @contextmanager
-def transaction(database: Engine, use: str) -> Iterator[Connection]:
-    """A transaction: to ``read`` a consistent state, to ``write`` a name, or ``alone``.
+def reading(database: Engine) -> Iterator[Connection]:
+    """A transaction that sees one state.
 
     Raises:
-        StorageError: If the database refuses; nothing of the transaction is then done.
+        StorageError: If the database refuses.
     """
     try:
-        with database.execution_options(use=use).begin() as connection:
+        with database.begin() as connection:
             yield connection
     except DBAPIError as error:
         raise _refusal(database, error) from error
+
+
+@contextmanager
+def alone(database: Engine) -> Iterator[Connection]:
+    """A connection whose transactions change names; nobody else changes any meanwhile.
+
+    Writers wait in a row, on a file beside SQLite's, whose own lock is polled and starves some; on
+    a server by a lock of the session, which ends with it.
+
+    Raises:
+        RuntimeError: If it is called within itself, where it would wait for ever.
+        StorageError: If the database or the disk refuses; nothing of the transaction is then done,
+            unless it was the end of the transaction that failed: then nobody knows.
+    """
+    url = database.url
+    inside = (threading.get_ident(), str(url.host), str(url.database), str(url.query))
+    if inside in _changing:
+        raise RuntimeError("names are changed within a change of names")
+    _changing.add(inside)
+    try:
+        with _alone(database) as connection:
+            yield connection
+    finally:
+        _changing.discard(inside)
+
+
+_changing: Final[set[tuple[int, str, str, str]]] = set()
+
+
+@contextmanager
+def _alone(database: Engine) -> Iterator[Connection]:
+    file = file_of(database)
+    held = nullcontext() if file is None else durable.locked(file.with_name(f"{file.name}.lock"))
+    try:
+        with held, database.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SELECT pg_advisory_lock({_LOCK})")
+                connection.commit()  # the session goes on to hold it
+            yield connection.execution_options(writes=True)
+    except DBAPIError as error:
+        raise _refusal(database, error) from error
+
+
+def set_aside(database: Engine, folder: Path, *, whole: bool = False) -> str | None:
+    """Moves a SQLite file that is damaged into a folder; where it is then, None where it stays.
+
+    Args:
+        database: Which; of a server nothing is moved.
+        folder: Where to.
+        whole: Move it though it seems sound.
+
+    Raises:
+        IncompatibleError: If a newer program wrote it.
+        StorageError: If another program holds it, or the disk refuses.
+    """
+    file = file_of(database)
+    if file is None or not file.exists():
+        return None
+    with durable.locked(file.with_name(f"{file.name}.lock")):
+        if not whole and _sound(database):
+            return None
+        aside = folder / f"{file.name}.{uuid.uuid4().hex[:8]}"
+        durable.make_folder(folder)
+        try:
+            # First the journal: it would be played back into the next database of that name.
+            file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
+            os.replace(file, aside)
+            durable.flush_folder(file.parent)
+        except OSError as error:
+            raise durable.refusal(aside, error) from error
+    return str(aside)
+
+
+def _sound(database: Engine) -> bool:
+    """Whether a SQLite file is a whole database of ours."""
+    try:
+        with reading(database) as connection:
+            if connection.exec_driver_sql("PRAGMA integrity_check").scalar() != "ok":
+                return False
+            applied(connection)
+    except StorageError as error:
+        if not damaged(error):
+            raise
+        return False
+    return True
+
+
+def damaged(error: StorageError) -> bool:
+    """Whether SQLite's file is no database any more, misses tables, or holds what is no text."""
+    if not isinstance(error.__cause__, DBAPIError):
+        return False
+    name = getattr(error.__cause__.orig, "sqlite_errorname", None)
+    return name in (None, "SQLITE_ERROR") or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
 def _refusal(database: Engine, error: DBAPIError) -> LcmArithError:

@@ -156,12 +156,14 @@ def remove(registry: Registry, name: str, *, force: bool = False) -> list[str]:
 
 
 def _edit(registry: Registry, name: str, changed: Callable[[State], State]) -> State:
-    row = registry.row(name)
-    if row.state.alias_of is not None:
-        return _edit(registry, row.state.alias_of, changed)
+    own = registry.row(name).name
     with registry.index.change() as change:
-        state = changed(_there(change, row.name))
-        change.update(row.name, state)
+        state = _there(change, own)
+        if state.alias_of is not None:
+            own = registry.row(state.alias_of).name
+            state = _there(change, own)
+        state = changed(state)
+        change.update(own, state)
     return state
 
 

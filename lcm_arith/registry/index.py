@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +11,12 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import IntegrityError
 
 from lcm_arith import durable
-from lcm_arith.errors import NotFoundError, OutputExistsError
+from lcm_arith.errors import LcmArithError, NotFoundError, OutputExistsError
 from lcm_arith.registry import database
-from lcm_arith.registry.database import names, parents, records, transaction
-from lcm_arith.registry.states import Before, State, States
+from lcm_arith.registry.database import names, parents, records
+from lcm_arith.registry.states import State, States
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,12 @@ class Change:
 
     connection: Connection
     states: States
-    undo: list[Before] = field(default_factory=list)
-    after: list[Callable[[], None]] = field(default_factory=list)
 
     def state(self, name: str) -> State | None:
-        """A name's state, locked until the transaction ends; None where there is no such name."""
-        row = self.connection.execute(
-            sa.select(names.c.state).where(names.c.name == name).with_for_update()
-        ).first()
-        return None if row is None else State.of(row.state, name)
+        """A name's state; None where there is no such name."""
+        query = sa.select(names.c.state).where(names.c.name == name)
+        text = self.connection.scalar(query)
+        return None if text is None else State.of(text, name)
 
     def insert(self, name: str, state: State) -> None:
         """A new name.
@@ -58,18 +53,29 @@ class Change:
         Raises:
             OutputExistsError: If it is taken.
         """
-        values = {"name": name, "record": state.record, "alias_of": state.alias_of}
-        try:
-            with self.connection.begin_nested():
-                self.connection.execute(names.insert().values(**values, state=state.text()))
-        except IntegrityError:
-            if self.state(name) is None:
-                raise
+        if self.state(name) is not None:
             raise OutputExistsError(
                 f"{name}: there is a vector of that name",
                 hint="choose another with --name, or remove it: lcm-arith registry rm",
-            ) from None
-        self.undo.append(self.states.put(name, state))
+            )
+        if self.states.path(name).exists():
+            raise OutputExistsError(
+                f"{self.states.path(name)}: is there, and the index does not know it",
+                hint="lcm-arith registry reindex gives the name back",
+            )
+        self.row(name, state, state.record)
+        self.states.put(name, state)
+
+    def row(self, name: str, state: State, record: str | None) -> None:
+        """The row of a name that has its file already.
+
+        Args:
+            name: Which.
+            state: Of it.
+            record: sha256 of its manifest; None where that is lost.
+        """
+        values = {"name": name, "record": record, "alias_of": state.alias_of}
+        self.connection.execute(names.insert().values(**values, state=state.text()))
 
     def names_of(self, sha256: str) -> list[str]:
         """Names of the records of a file, sorted."""
@@ -82,9 +88,9 @@ class Change:
         return list(self.connection.scalars(query))
 
     def aliases(self, name: str) -> list[tuple[str, State]]:
-        """Names that stand for ``name``, with their states, locked."""
+        """Names that stand for ``name``, with their states."""
         query = sa.select(names.c.name, names.c.state).where(names.c.alias_of == name)
-        found = self.connection.execute(query.order_by(names.c.name).with_for_update()).all()
+        found = self.connection.execute(query.order_by(names.c.name)).all()
         return [(own, State.of(text, own)) for own, text in found]
 
     def children(self, sha256: str) -> list[str]:
@@ -101,12 +107,12 @@ class Change:
         """A name's new state."""
         values = {"record": state.record, "alias_of": state.alias_of, "state": state.text()}
         self.connection.execute(names.update().where(names.c.name == name).values(**values))
-        self.undo.append(self.states.put(name, state))
+        self.states.put(name, state)
 
     def delete(self, name: str) -> None:
-        """Removes a name; its file goes when the transaction has come to its end."""
+        """Removes a name."""
         self.connection.execute(names.delete().where(names.c.name == name))
-        self.after.append(lambda: self.states.remove(name))
+        self.states.remove(name)
 
     def record(self, columns: Mapping[str, Any], of: tuple[str, ...]) -> None:
         """A record's columns and its parents, if they are not there.
@@ -135,12 +141,13 @@ class Index:
     Args:
         url: SQLAlchemy's URL.
         states: The files.
-        fill: Called with a Change after the schema was brought up to date, to fill the records.
+        fill: Called with a Change after the schema was brought up to date, and whether there was
+            none before, to fill the tables.
     """
 
     url: str
     states: States
-    fill: Callable[[Change], None]
+    fill: Callable[[Change, bool], object]
 
     @cached_property
     def engine(self) -> Engine:
@@ -150,63 +157,67 @@ class Index:
     @property
     def file(self) -> Path | None:
         """SQLite's file; None of a server."""
-        url = make_url(self.url)
-        return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+        return database.file_of(self.engine)
 
     def ready(self, *, make: bool) -> bool:
         """Whether there is an index; brings its schema up to date, or makes it.
+
+        An index that is lost while the names' files are there is made of them.
 
         Raises:
             IncompatibleError: If a newer program wrote it.
             StorageError: If the database refuses.
         """
         if self.file is not None and not self.file.exists():
-            if not make:
+            if not make and not any(self.states):
                 return False
             durable.make_folder(self.file.parent)
         with self.reading() as connection:
             done = database.applied(connection)
-        if not done and not make:
+        if not done and not make and not any(self.states):
             return False
         if done != database.MIGRATIONS.keys():
-            with self._change("alone") as change:
+            with self._change() as change:
+                new = not database.applied(change.connection)
                 if database.migrate(change.connection):
-                    self.fill(change)
+                    self.fill(change, new)
         return True
 
     @contextmanager
-    def change(self, *, alone: bool = False) -> Iterator[Change]:
-        """A transaction that changes names; all of it is done, or nothing.
+    def change(self) -> Iterator[Change]:
+        """A transaction that changes names, alone; all of it is done, or nothing.
 
-        Args:
-            alone: Whether nobody else may change anything meanwhile.
+        It cannot be begun within another.
 
         Raises:
             StorageError: If the database or the disk refuses.
         """
         self.ready(make=True)
-        with self._change("alone" if alone else "write") as change:
+        with self._change() as change:
+            self.states.settle(change.state)  # what a dead process left
             yield change
 
     def reading(self) -> AbstractContextManager[Connection]:
         """A transaction that sees one state and changes nothing."""
-        return transaction(self.engine, "read")
+        return database.reading(self.engine)
 
     @contextmanager
-    def _change(self, use: str) -> Iterator[Change]:
-        done: list[Before] = []
-        after: list[Callable[[], None]] = []
-        try:
-            with transaction(self.engine, use) as connection:
-                yield Change(connection, self.states, done, after)
-        except BaseException:
-            for before in reversed(done):
-                before.undo()
-            raise
-        for before in done:
-            before.forget()
-        for step in after:
-            step()
+    def _change(self) -> Iterator[Change]:
+        with database.alone(self.engine) as connection:
+            try:
+                with connection.begin():
+                    yield Change(connection, self.states)
+            except BaseException:
+                with suppress(LcmArithError):  # then it is left to the next change
+                    self._settle()
+                raise
+            self.states.forget()
+
+    def _settle(self) -> None:
+        """Makes the files as the index says: it alone knows whether a transaction was done."""
+        with self.reading() as connection:
+            if database.applied(connection) == database.MIGRATIONS.keys():
+                self.states.settle(Change(connection, self.states).state)
 
     def rows(self, *, where: Callable[[sa.Select[Any]], sa.Select[Any]] | None = None) -> list[Row]:
         """Every name with its record, sorted, by one query."""

@@ -91,9 +91,12 @@ class Manifests:
     def put_bytes(self, sha256: str, data: bytes) -> None:
         """Writes the bytes of one whose sha256 was checked."""
         path = self.path(sha256)
-        if path.is_file() and digest(path.read_bytes()) == sha256:
-            path.touch()  # gc sweeps what is old, and this is wanted again
-            return
+        try:
+            if path.is_file() and digest(path.read_bytes()) == sha256:
+                path.touch()  # gc sweeps what is old, and this is wanted again
+                return
+        except OSError as error:
+            raise durable.refusal(path, error) from error
         durable.make_folder(path.parent)
         durable.write(path, data, mode=0o444)
 

@@ -19,6 +19,7 @@ from lcm_arith import durable
 from lcm_arith.errors import InvalidContentError, NotFoundError, StorageError
 
 ADAPTER: Final = ".safetensors"
+_AT_WORK: Final = 24 * 3600.0  # seconds that nobody works on one file
 _BLOCK: Final = 4 * 2**20  # bytes
 
 
@@ -79,14 +80,21 @@ class Objects:
             shutil.rmtree(folder, ignore_errors=True)  # gc takes what this leaves
 
     def abandoned(self, older_than: float) -> Iterator[Path]:
-        """Workspaces of processes that are dead, or older than so many seconds.
+        """Workspaces of processes that are dead, or older than so many seconds and a day.
 
         A process of another host cannot be asked; only age tells there.
         """
         for folder in sorted((self.root / "tmp").glob("*-*-*")):
             host, number, _ = folder.name.rsplit("-", 2)
-            dead = host == socket.gethostname() and not _alive(int(number))
-            if dead or time.time() - folder.stat().st_mtime > older_than:
+            ours = host == socket.gethostname() and number.isdecimal()
+            if ours and not _alive(int(number)):
+                yield folder
+                continue
+            try:
+                age = time.time() - folder.stat().st_mtime
+            except FileNotFoundError:
+                continue  # its owner has just finished with it
+            if age > max(older_than, _AT_WORK):
                 yield folder
 
 
@@ -146,6 +154,26 @@ def copy_stream(reader: IO[bytes], writer: IO[bytes], target: Path, size: int) -
     except OSError as error:
         raise durable.refusal(target, error, size) from error
     return digest.hexdigest()
+
+
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """A file is read that stays where it is.
+
+    Raises:
+        NotFoundError: If there is none.
+        InvalidContentError: If it was changed or replaced meanwhile.
+    """
+    try:
+        before = path.stat()
+        yield
+        after = path.stat()
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: no such file") from None
+    if _identity(before) != _identity(after):
+        raise InvalidContentError(
+            f"{path}: was changed while it was read", hint="run the command again"
+        )
 
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:

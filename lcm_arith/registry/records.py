@@ -92,14 +92,8 @@ class Record:
             given[name] = tuple(given[name])
         record = cls(**given)
         wrong = [name for name, kind in _TYPES.items() if not isinstance(given[name], kind)]
-        pictures = all(
-            isinstance(own, dict)
-            and own.keys() == {"sha256", "suffix"}
-            and _DIGEST.fullmatch(str(own["sha256"]))
-            and _SUFFIX.fullmatch(str(own["suffix"]))
-            for own in record.previews
-        )
-        if wrong or not pictures or not _DIGEST.fullmatch(record.object):
+        wrong += ["previews"] * (not all(map(_is_preview, record.previews)))
+        if wrong or not _DIGEST.fullmatch(record.object):
             wrong = wrong or ["a digest"]
             raise InvalidContentError(f"{where}: {', '.join(wrong)} is not of the form it has")
         return record
@@ -118,7 +112,7 @@ class Record:
         ties = [name for name, share in self.families if share == best]
         ranks = sorted(map(int, self.ranks))
         spread = f"{ranks[0]}-{ranks[-1]}" if ranks[1:] else "".join(map(str, ranks))
-        return {
+        row = {
             "sha256": sha256,
             "object": self.object,
             "bytes": self.bytes,
@@ -132,6 +126,7 @@ class Record:
             "link": self.link,
             "words": " ".join(self._words()).lower(),
         }
+        return {key: _storable(own) if isinstance(own, str) else own for key, own in row.items()}
 
     def _words(self) -> list[str]:
         facts = self.facts
@@ -186,6 +181,11 @@ SETTINGS: Final = (
 """What a user can say of a vector."""
 
 
+def _storable(text: str) -> str:
+    """Without what a database refuses in a text: NUL, and halves of surrogate pairs."""
+    return text.replace("\0", " ").encode("utf-8", "replace").decode()
+
+
 def _value(said: Any) -> str:
     return str(said["value"]) if isinstance(said, Mapping) else ""
 
@@ -202,7 +202,16 @@ _TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "link": (str, type(None)),
 }
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_SUFFIX: Final = re.compile(r"\.[a-z]{3,4}")
+_SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,12}")
+
+
+def _is_preview(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"sha256", "suffix"}
+        and bool(_DIGEST.fullmatch(str(value["sha256"])))
+        and bool(_SUFFIX.fullmatch(str(value["suffix"])))
+    )
 
 
 def check_settings(record: Record, values: Mapping[str, Any]) -> None:

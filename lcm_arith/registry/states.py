@@ -1,20 +1,24 @@
 """States: what a user says of a name, each in a file of its own beside the index.
 
-The index can be lost; these cannot. A state is on the disk before the transaction that needs it
-commits, and a name's file is removed after the transaction that removes the name.
+The index can be lost; these cannot. All of a transaction's files are on the disk before it commits,
+and what they replace lies in ``pending`` until it has: so the next that changes anything can settle
+what a dead process left, as the index says.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from lcm_arith import durable
-from lcm_arith.errors import InvalidContentError
+from lcm_arith.errors import InvalidContentError, StorageError, UsageError
 from lcm_arith.registry.manifests import MOST_BYTES, canonical, parse
 
 _SUFFIX: Final = ".json"
@@ -41,8 +45,15 @@ class State:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        """Canonical JSON."""
-        return canonical(asdict(self)).decode("utf-8", "surrogatepass")
+        """Canonical JSON.
+
+        Raises:
+            UsageError: If there is half a surrogate pair in it, which no database keeps.
+        """
+        try:
+            return canonical(asdict(self)).decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"what is said of a vector is no text ({error.reason})") from None
 
     @classmethod
     def of(cls, text: str | bytes, where: str) -> State:
@@ -51,52 +62,37 @@ class State:
         Raises:
             InvalidContentError: If it is none.
         """
-        data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        data = text.encode() if isinstance(text, str) else text
         values = parse(data, where)
-        known = {own.name for own in fields(cls)}
-        if values.keys() - known:
+        if values.keys() - _KINDS.keys():
             raise InvalidContentError(f"{where}: is of a newer lcm-arith")
-        for name in ("tags", "notes"):
-            values[name] = tuple(values.get(name, ()))
-        return cls(**values)
+        wrong = [name for name, value in values.items() if not isinstance(value, _KINDS[name])]
+        for name in {"tags", "notes"} & values.keys() - set(wrong):
+            values[name] = tuple(values[name])
+            wrong += [name for own in values[name] if not isinstance(own, str)][:1]
+        state = cls(**{name: value for name, value in values.items() if name not in wrong})
+        if wrong or (state.record is None) == (state.alias_of is None):
+            what = ", ".join(sorted(wrong)) or "neither a record nor an alias, or both"
+            raise InvalidContentError(f"{where}: is no state of a name ({what})")
+        if state.record is not None and not _DIGEST.fullmatch(state.record):
+            raise InvalidContentError(f"{where}: its record is no sha256")
+        if b"\\u" in data:
+            try:
+                state.text()
+            except UsageError as error:
+                raise InvalidContentError(f"{where}: {error.message}") from None
+        return state
 
 
-@dataclass(frozen=True)
-class Before:
-    """A file as it was before it was replaced; to put it back needs no room on the disk.
-
-    Args:
-        path: The file.
-        kept: A copy of it; None where there was none.
-    """
-
-    path: Path
-    kept: Path | None
-
-    @classmethod
-    def of(cls, path: Path) -> Before:
-        """Keeps a file's bytes beside it."""
-        kept = path.with_name(f".{path.name}.{uuid.uuid4().hex}.before")
-        try:
-            kept.write_bytes(path.read_bytes())
-        except FileNotFoundError:
-            return cls(path, None)
-        except OSError as error:
-            kept.unlink(missing_ok=True)
-            raise durable.refusal(kept, error) from error
-        return cls(path, kept)
-
-    def undo(self) -> None:
-        """Puts the file back."""
-        if self.kept is None:
-            self.path.unlink(missing_ok=True)
-        else:
-            os.replace(self.kept, self.path)
-
-    def forget(self) -> None:
-        """Removes the copy; gc would, too."""
-        if self.kept is not None:
-            self.kept.unlink(missing_ok=True)
+_KINDS: Final[dict[str, type | tuple[type, ...]]] = {
+    "record": (str, type(None)),
+    "alias_of": (str, type(None)),
+    "added": str,
+    "tags": list,
+    "notes": list,
+    "settings": dict,
+}
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -134,27 +130,112 @@ class States:
                 return State.of(file.read(MOST_BYTES), str(path))
         except OSError as error:
             raise InvalidContentError(f"{path}: cannot be read ({error.strerror})") from error
-        except TypeError as error:
-            raise InvalidContentError(f"{path}: is no state of a name ({error})") from error
 
-    def put(self, name: str, state: State) -> Before:
-        """Writes a state; returns what puts the file back as it was.
+    def put(self, name: str, state: State) -> None:
+        """Writes a state; what it replaces is kept as pending.
 
         Raises:
-            StorageError: If the disk refuses; the file is then as it was.
+            StorageError: If the disk refuses.
         """
-        path = self.path(name)
+        self._keep(name)
         durable.make_folder(self.folder)
-        before = Before.of(path)
-        try:
-            durable.write(path, state.text().encode("utf-8", "surrogatepass"))
-        except BaseException:
-            before.undo()
-            raise
-        return before
+        durable.write(self.path(name), state.text().encode())
 
     def remove(self, name: str) -> None:
-        """Removes a name's file."""
+        """Removes a name's file; it is kept as pending.
+
+        Raises:
+            StorageError: If the disk refuses.
+        """
+        self._keep(name)
+        try:
+            durable.flush_folder(self.folder)
+        except OSError as error:
+            raise durable.refusal(self.folder, error) from error
+
+    @property
+    def pending(self) -> Path:
+        """Where that lies which a transaction replaces; empty when there is none."""
+        return self.root / "pending"
+
+    def unsettled(self) -> dict[str, list[Path]]:
+        """Name → what a transaction replaced, oldest first; of one that ended, or died."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self.pending.glob(f"*-*{_SUFFIX}")):
+            found.setdefault(path.name.split("-", 1)[1].removesuffix(_SUFFIX), []).append(path)
+        return found
+
+    def settle(self, wanted: Callable[[str], State | None]) -> None:
+        """Makes the files of all names that are pending as they should be; nothing is then pending.
+
+        Where the state is one that was replaced, that needs no room on the disk.
+
+        Args:
+            wanted: Name → its state by the index; None where there is no such name.
+
+        Raises:
+            StorageError: If the disk refuses; what is not settled stays pending.
+        """
+        for name, kept in self.unsettled().items():
+            try:
+                self._settle(name, wanted(name), kept)
+                for path in kept:
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                if isinstance(error, StorageError):
+                    raise
+                raise durable.refusal(self.path(name), error) from error
+
+    def _settle(self, name: str, state: State | None, kept: list[Path]) -> None:
         path = self.path(name)
-        path.unlink(missing_ok=True)
+        data = b"" if state is None else state.text().encode()
+        if state is None:
+            path.unlink(missing_ok=True)
+        elif _holds(path, data):
+            return
+        elif same := next((own for own in kept if _holds(own, data)), None):
+            os.replace(same, path)
+        else:
+            durable.write(path, data)
         durable.flush_folder(self.folder)
+
+    def forget(self) -> None:
+        """Nothing is pending any more: the transaction was done."""
+        for kept in self.unsettled().values():
+            for path in kept:
+                with suppress(OSError):  # the next change settles it, which changes nothing
+                    path.unlink(missing_ok=True)
+
+    def take_back(self) -> None:
+        """Puts files back that are pending and have no successor: the index was lost meanwhile.
+
+        Raises:
+            StorageError: If the disk refuses.
+        """
+        for name, (oldest, *rest) in self.unsettled().items():
+            try:
+                if not self.path(name).exists() and oldest.stat().st_size:
+                    os.replace(oldest, self.path(name))
+                    durable.flush_folder(self.folder)
+                for path in (oldest, *rest):
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise durable.refusal(self.path(name), error) from error
+
+    def _keep(self, name: str) -> None:
+        """Moves a name's file to what is pending, or marks there that it has none."""
+        durable.make_folder(self.pending)
+        kept = self.pending / f"{time.time_ns():020}{uuid.uuid4().hex[:8]}-{name}{_SUFFIX}"
+        try:
+            os.rename(self.path(name), kept)
+        except FileNotFoundError:
+            try:
+                kept.touch(exist_ok=False)
+            except OSError as error:
+                raise durable.refusal(kept, error) from error
+        except OSError as error:
+            raise durable.refusal(kept, error) from error
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == data

@@ -93,7 +93,12 @@ class Registry:
         row = self.row(text)
         if row.state.alias_of is not None:
             return self.find(row.state.alias_of)
-        return self._found(row.name, str(row.state.record), row.state)
+        try:
+            return self._found(row.name, str(row.state.record), row.state)
+        except InvalidContentError:
+            if self.index.row(row.name).state.record == row.state.record:
+                raise
+            return self.find(text)  # it was given another record meanwhile
 
     def row(self, text: str) -> Row:
         """The row of a name; an alias as itself.
@@ -131,23 +136,49 @@ class Registry:
                 return path
         return None
 
-    def fill(self, change: Change) -> None:
-        """Makes the records of all names anew, from manifests.
+    def fill(self, change: Change, new: bool) -> dict[str, str]:
+        """Fills the tables of an index: from the names' files, or from the names that it has.
+
+        Args:
+            change: A transaction in which there are no records.
+            new: Whether there are no names, either.
+
+        Returns:
+            Names whose file or manifest cannot be read, with the reason; a name without a manifest
+            stays, and verify tells of it, too.
 
         Raises:
-            InvalidContentError: If the state of a name is none.
+            StorageError: If the disk or the database refuses.
         """
-        connection = change.connection
-        for name, text in connection.execute(sa.select(names.c.name, names.c.state)).all():
-            state = State.of(text, name)
-            if state.record is None:
-                continue
+        lost: dict[str, str] = {}
+        if not new:
+            for name, text in change.connection.execute(sa.select(names.c.name, names.c.state)):
+                state = State.of(text, name)
+                self._fill(change, name, state, lost)
+                change.update(name, state)
+            return lost
+        self.index.states.take_back()
+        for name in self.index.states:
             try:
-                record = Record.of(self.manifests.get(state.record), state.record)
-            except InvalidContentError:
-                continue  # the name stays, and verify tells of it
-            change.record(record.columns(state.record), record.parents)
-            change.update(name, state)
+                check_name(name)
+                state = self.index.states.get(name)
+            except (InvalidContentError, UsageError) as error:
+                lost[name] = error.message
+                continue
+            change.row(name, state, self._fill(change, name, state, lost))
+        return lost
+
+    def _fill(self, change: Change, name: str, state: State, lost: dict[str, str]) -> str | None:
+        """Adds a name's record; the sha256 of its manifest, None where there is none to be read."""
+        if state.record is None:
+            return None
+        try:
+            record = Record.of(self.manifests.get(state.record), state.record)
+        except InvalidContentError as error:
+            lost[name] = error.message
+            return None
+        change.record(record.columns(state.record), record.parents)
+        return state.record
 
     def _named(self, text: str) -> bool:
         try:

@@ -14,17 +14,16 @@ import sqlalchemy as sa
 
 from lcm_arith import durable
 from lcm_arith.errors import InvalidContentError, StorageError
-from lcm_arith.registry import database
+from lcm_arith.registry import database, shipped
 from lcm_arith.registry.database import names, parents, records
 from lcm_arith.registry.index import Change
-from lcm_arith.registry.manifests import digest
 from lcm_arith.registry.objects import file_sha256
 from lcm_arith.registry.records import Record
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
 
 DAY: Final = 24 * 3600.0
-_PIECES: Final = (".part", ".before")
+_PIECES: Final = (".part",)
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Verified:
 
     Args:
         names: How many names were looked at.
-        objects: How many files.
+        objects: How many files of vectors.
         problems: What is wrong; none is good.
     """
 
@@ -67,31 +66,52 @@ def verify(registry: Registry, *, deep: bool = False) -> Verified:
     Raises:
         StorageError: If the index is damaged, or the disk refuses.
     """
-    rows = registry.index.rows()
-    problems: list[Problem] = []
-    users: dict[Path, set[str]] = {}
-    for row in rows:
-        if row.state.alias_of is not None:
-            if row.state.alias_of not in {own.name for own in registry.rows()}:
-                problems.append(
-                    Problem(f"stands for {row.state.alias_of}, which is gone", (row.name,))
-                )
+    found = list(_damaged(registry)) if deep else []
+    seen = _looked(registry, deep=deep)
+    if seen.problems:
+        with registry.index.change():  # now without anybody who changes it meanwhile
+            seen = _looked(registry, deep=deep)
+    return replace(seen, problems=(*found, *seen.problems))
+
+
+def _damaged(registry: Registry) -> Iterator[Problem]:
+    """Puts files aside whose bytes are not those of their name."""
+    for path, sha256 in _all_files(registry):
+        if _sha256(path) in (sha256, None):
             continue
-        for path in _files(registry, str(row.state.record)):
-            users.setdefault(path, set()).add(row.name)
-    if deep:
-        for path, sha256 in _all_files(registry):
-            if _sha256(path) != sha256:
-                who = tuple(sorted(users.get(path, ())))
-                aside = _quarantine(registry, path)
-                problems.append(Problem(f"{path.name}: was changed on the disk", who, str(aside)))
+        with registry.index.change():
+            if _sha256(path) in (sha256, None):
+                continue  # it was put there anew, or removed
+            who = _users(registry).get(path, ())
+            aside = _quarantine(registry, path)
+        yield Problem(f"{path.name}: was changed on the disk", tuple(sorted(who)), str(aside))
+
+
+def _users(registry: Registry) -> dict[Path, set[str]]:
+    """File → the names that need it."""
+    users: dict[Path, set[str]] = {}
+    for row in registry.index.rows():
+        if row.state.record is not None:
+            files = {registry.manifests.path(row.state.record), *_files(registry, row.state.record)}
+            if row.columns and not row.columns["link"]:
+                files.add(registry.objects.path(row.columns["object"]))
+            for path in files:
+                users.setdefault(path, set()).add(row.name)
+    return users
+
+
+def _looked(registry: Registry, *, deep: bool) -> Verified:
+    rows = registry.index.rows()
+    there = {*shipped.names(), *(row.name for row in rows)}
+    problems: list[Problem] = []
     for row in rows:
         if row.state.alias_of is None:
             problems += _problems(registry, row.name, row.state, dict(row.columns), deep=deep)
+        elif row.state.alias_of not in there:
+            problems.append(Problem(f"stands for {row.state.alias_of}, which is gone", (row.name,)))
     problems += _unlike(registry, {row.name: row.state for row in rows})
-    return Verified(
-        len(rows), len({path for path in users if path.suffix != ".json"}), tuple(problems)
-    )
+    files = {row.columns["object"] for row in rows if row.columns and not row.columns["link"]}
+    return Verified(len(rows), len(files), tuple(problems))
 
 
 def _files(registry: Registry, sha256: str) -> Iterator[Path]:
@@ -114,8 +134,18 @@ def _all_files(registry: Registry) -> Iterator[tuple[Path, str]]:
         yield path, path.name.split(".")[0]
 
 
-def _sha256(path: Path) -> str:
-    return digest(path.read_bytes()) if path.suffix == ".json" else file_sha256(path)
+def _sha256(path: Path) -> str | None:
+    """sha256 of a file; None where it is gone.
+
+    Raises:
+        StorageError: If the disk cannot read it.
+    """
+    try:
+        return file_sha256(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _quarantine(registry: Registry, path: Path) -> Path:
@@ -165,9 +195,14 @@ def _unlike(registry: Registry, states: dict[str, State]) -> Iterator[Problem]:
     """Names whose file says other things than the index."""
     on_disk = set(registry.index.states)
     for name in sorted(states.keys() - on_disk):
-        yield Problem("has no file in names: reindex --from-index writes it", (name,))
+        yield Problem("has no file in names: any change of it writes one", (name,))
     for name in sorted(states.keys() & on_disk):
-        if registry.index.states.get(name) != states[name]:
+        try:
+            same = registry.index.states.get(name) == states[name]
+        except InvalidContentError as error:
+            yield Problem(error.message, (name,))
+            continue
+        if not same:
             yield Problem("its file in names and the index differ: reindex", (name,))
     for name in sorted(on_disk - states.keys()):
         yield Problem("is in names, not in the index: reindex", (name,))
@@ -205,9 +240,9 @@ def gc(
     """
     if not registry.root.is_dir():
         return Swept((), (), 0)
-    with registry.index.change(alone=True) as change:
-        needed = _needed(registry, change, keep_parents=keep_parents)
-        limit = time.time() - older_than
+    limit = time.time() - older_than
+    with registry.index.change() as change:
+        needed = _needed(registry, change, limit, keep_parents=keep_parents)
         old = [
             path for path, _ in _all_files(registry) if path not in needed and _age(path) < limit
         ]
@@ -220,14 +255,21 @@ def gc(
     return Swept(tuple(map(str, old)), tuple(map(str, pieces)), size)
 
 
-def _needed(registry: Registry, change: Change, *, keep_parents: bool) -> set[Path]:
-    """Every file that a name needs, with those of the vectors that it was made of."""
+def _needed(registry: Registry, change: Change, limit: float, *, keep_parents: bool) -> set[Path]:
+    """Every file that a name needs, with those of the vectors that it was made of.
+
+    A name counts that the index or a file of names has; and so does a manifest that is younger than
+    ``limit``.
+    """
     by_file: dict[str, list[str]] = {}
     for sha256, file in change.connection.execute(sa.select(records.c.sha256, records.c.object)):
         by_file.setdefault(file, []).append(sha256)
-    todo: list[str] = []
+    todo = [own for own in registry.manifests if not _age(registry.manifests.path(own)) < limit]
+    states = {name: registry.index.states.get(name) for name in registry.index.states}
     for name, text in change.connection.execute(sa.select(names.c.name, names.c.state)):
-        own = State.of(text, name).record
+        states[f"{name} in the index"] = State.of(text, name)
+    for name, state in states.items():
+        own = state.record
         if own and not registry.manifests.path(own).is_file():
             raise InvalidContentError(
                 f"{name}: its manifest is lost, so nobody knows which files it needs",
@@ -317,69 +359,22 @@ def reindex(registry: Registry) -> Reindexed:
     Raises:
         StorageError: If the disk or the database refuses.
     """
-    aside = _set_aside(registry)
+    folder = registry.root / "quarantine"
+    aside = database.set_aside(registry.index.engine, folder)
     try:
         return _reindexed(registry, aside)
-    except StorageError:
-        if aside or registry.index.file is None:
+    except (StorageError, InvalidContentError) as error:
+        if aside or registry.index.file is None or not registry.index.file.exists():
             raise
-        return _reindexed(registry, _set_aside(registry, whole=True))  # tables are missing
+        if isinstance(error, StorageError) and not database.damaged(error):
+            raise  # the disk refused, which says nothing of the index
+        return _reindexed(registry, database.set_aside(registry.index.engine, folder, whole=True))
 
 
 def _reindexed(registry: Registry, aside: str | None) -> Reindexed:
-    states, lost = {}, {}
-    with registry.index.change(alone=True) as change:
-        for name in registry.index.states:
-            try:
-                states[name] = registry.index.states.get(name)
-            except InvalidContentError as error:
-                lost[name] = error.message
+    with registry.index.change() as change:
         for table in (names, parents, records):
             change.connection.execute(table.delete())
-        for name, state in states.items():
-            lost |= _refill(registry, change, name, state)
-    return Reindexed(len(states), lost, aside)
-
-
-def _refill(registry: Registry, change: Change, name: str, state: State) -> dict[str, str]:
-    lost = {}
-    kept = state
-    if state.record is not None:
-        try:
-            record = Record.of(registry.manifests.get(state.record), state.record)
-            change.record(record.columns(state.record), record.parents)
-        except InvalidContentError as error:
-            lost[name] = error.message
-            kept = replace(state, record=None)  # no row that it could refer to
-    values = {"name": name, "record": kept.record, "alias_of": state.alias_of}
-    change.connection.execute(names.insert().values(**values, state=state.text()))
-    return lost
-
-
-def _set_aside(registry: Registry, *, whole: bool = False) -> str | None:
-    """Moves a damaged SQLite file away, or a ``whole`` one; None where it stays, or there is none.
-
-    Raises:
-        StorageError: If another program holds it, or the disk refuses.
-    """
-    file = registry.index.file
-    if file is None or not file.exists():
-        return None
-    try:
-        with database.transaction(registry.index.engine, "alone") as connection:
-            said = connection.exec_driver_sql("PRAGMA integrity_check").scalar()
-            database.applied(connection)
-        if said == "ok" and not whole:
-            return None
-    except StorageError as error:
-        if "locked" in error.message:
-            raise
-    aside = registry.root / "quarantine" / f"{file.name}.{uuid.uuid4().hex[:8]}"
-    durable.make_folder(aside.parent)
-    try:
-        os.replace(file, aside)
-        file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
-        durable.flush_folder(file.parent)
-    except OSError as error:
-        raise durable.refusal(aside, error) from error
-    return str(aside)
+        lost = registry.fill(change, new=True)
+        count = change.connection.scalar(sa.select(sa.func.count()).select_from(names))
+    return Reindexed(int(count or 0), lost, aside)

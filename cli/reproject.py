@@ -61,7 +61,9 @@ def command(
     budget = options.budget(dtype, **asked)
     if budget is None:
         raise AssertionError("a budget was chosen above")
-    tau = reproject(load(adapter, base), budget, device)
+    tau = load(adapter, base)
+    options.check_base(base, [tau.base is not None])
+    tau = reproject(tau, budget, device)
     result = write_vector(tau, out, dtype=dtype, force=force, about={}, form=form.value)
     if as_json:
         print_json({**result, "budget": budget.kind, "value": budget.value})

@@ -122,10 +122,23 @@ def _find_pickle(path: Path) -> tuple[Path, dict[str, str]] | None:
     return path, said
 
 
+def is_dora(name: str | Path) -> bool:
+    """Whether an adapter depends on the weights of its base, by the names in its file.
+
+    Raises:
+        NotFoundError, InvalidContentError, StorageError: As :func:`load`.
+    """
+    return _has_magnitude(sort_keys(open_adapter(name)[0]).parts)
+
+
+def _has_magnitude(parts: Mapping[str, Mapping[str, str]]) -> bool:
+    return any({"magnitude", "dora_scale"} & own.keys() for own in parts.values())
+
+
 def base_of(keys: Iterable[str], base: Path | None) -> Model | None:
     """The base model of a DoRA, None of other adapters or where it is not known."""
     parts = sort_keys(keys).parts
-    if not any({"magnitude", "dora_scale"} & own.keys() for own in parts.values()):
+    if not _has_magnitude(parts):
         return None
     if base is None and not parts.keys() <= table(EMBEDDED).keys():
         return None

@@ -52,13 +52,19 @@ def fuse(tau: TaskVector, base: Path, out: Path, *, force: bool = False) -> dict
     Raises:
         IncompatibleError: If ``tau`` names a module that the model lacks, or of another shape.
         InvalidContentError: If a sum does not fit the number format.
-        UsageError: If ``out`` is no name of a file where one is to be made.
+        UsageError: If ``out`` is no name of a file where one is to be made, or lies in the folder
+            ``base``.
         OutputExistsError, NotFoundError, StorageError: As for a file.
     """
     model = Model.open(base)
     updates = _updates(tau, model)
     if out.resolve() == base.resolve():
         raise OutputExistsError(f"{out}: is the model itself", hint="name another one")
+    if base.is_dir() and out.resolve().is_relative_to(base.resolve()):
+        raise UsageError(
+            f"{out}: lies in the model {base}, which is copied with all that is in it",
+            hint="name a folder beside it",
+        )
     if base.is_dir():
         digests = _fuse_folder(tau, model, updates, out, force=force)
     else:

@@ -182,6 +182,49 @@ def test_options_that_change_nothing_are_refused(tmp_cwd: Path) -> None:
         assert fails(*command)[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("spectrum noto none --l2 0.5", "--l2 0.5: weighs no vector"),
+        ("spectrum none lcm --l1 0,1", "--l1 0,1: weighs no vector"),
+        ("spectrum noto lcm --l1=", "'' is not a number"),
+        ("combine noto lcm --l1=", "'' is not a number"),
+        ("combine noto lcm --l2=", "'' is not a number"),
+        ("combine noto lcm --base BASE", "no adapter here is a DoRA"),
+        ("reproject lcm --base BASE", "no adapter here is a DoRA"),
+        ("convert lcm --base BASE", "no adapter here is a DoRA"),
+        ("negate lcm --base BASE", "no adapter here is a DoRA"),
+        ("inspect lcm --base BASE", "no adapter here is a DoRA"),
+        (f"verify {files.vector_path('lcm')} lcm:1 --base BASE", "no adapter here is a DoRA"),
+        ("fuse noto:1 --base BASE -o BASE/fused", "lies in the model"),
+        ("fuse noto:1 --base BASE -o BASE/unet --force", "lies in the model"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(tmp_cwd: Path, command: str, said: str) -> None:
+    code, message = fails(*command.replace("BASE", str(files.MODEL)).split())
+    assert code == 2
+    assert said in message
+    assert not list(tmp_cwd.iterdir())
+    assert not (files.MODEL / "fused").exists()
+
+
+def test_a_base_is_taken_where_a_dora_weighs_nothing(tmp_cwd: Path) -> None:
+    trained(load_pipeline(files.MODEL).unet, tmp_cwd / "d.safetensors", 1)
+    base = ("--base", str(files.MODEL))
+    run("combine", "d.safetensors:0", "noto:1", *base)
+    run("verify", "combined.safetensors", "d.safetensors:0", "noto:1", *base)
+    for command in ("inspect", "negate", "convert", "reproject"):
+        run(command, "d.safetensors", *base)
+
+
+def test_a_pickled_base_is_refused_with_what_converts_it(tmp_cwd: Path) -> None:
+    torch.save({"state_dict": {"w": torch.ones(2)}}, "sd.ckpt")
+    code, message = fails("fuse", "noto:1", "--base", "sd.ckpt", "-o", "x.safetensors")
+    assert code == 4
+    assert "is a pickle" in message
+    assert "from_single_file('sd.ckpt').save_pretrained('sd')" in message
+
+
 def test_a_text_encoder_and_a_unet_of_one_family_combine(tmp_cwd: Path) -> None:
     parts = {
         "text": ("text_encoder.text_model.encoder.layers.0.mlp.fc1", (3072, 768)),

@@ -41,12 +41,12 @@ from torch import Tensor
 from lcm_arith import adapters
 from lcm_arith.budgets import Budget
 from lcm_arith.combination import combine_terms
+from lcm_arith.decomposition import Factored
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.elementwise import SPACES, How
 from lcm_arith.errors import LcmArithError
 from lcm_arith.formats import writers
 from lcm_arith.methods import METHODS
-from lcm_arith.projection import Factored
 from lcm_arith.stack import Stack
 from lcm_arith.tall import Tall
 from lcm_arith.vector import TaskVector

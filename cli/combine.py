@@ -98,6 +98,7 @@ def command(
     from lcm_arith.adapters import check_output, is_dora
     from lcm_arith.combination import NONE, combine_terms, distance_to_sum
     from lcm_arith.elementwise import How
+    from lcm_arith.formats.writers import dit_spelling
 
     check_output(out, force=force)
     given = read_terms(terms or [], l1, l2)
@@ -107,8 +108,9 @@ def command(
     chosen = {name: value for name, value in choices.items() if value is not None}
     how = How(**chosen) if chosen else None  # type: ignore[arg-type]  # each has its own type
     tau = combine_terms(
-        given, method=method, budget=budget, how=how, base=base, policy=policy, device=device
-    )
+        given, method=method, budget=budget, how=how, base=base, policy=policy, device=device,
+        spelling=dit_spelling(form.value),
+    )  # fmt: skip
     about = {"kind": "combined"}
     told = {
         "terms": [{"name": t.name, "weight": str(t.weights)} for t in given],

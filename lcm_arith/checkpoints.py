@@ -33,7 +33,7 @@ from lcm_arith.formats.layouts import Model, Place
 from lcm_arith.formats.preflight import finite
 from lcm_arith.modules import GAIN, fits, is_vector
 from lcm_arith.pool import ahead, one_thread
-from lcm_arith.vector import Deltas, Source, TaskVector
+from lcm_arith.vector import Deltas, Lazy, Source, TaskVector
 
 Updates = Mapping[tuple[str, str], Sequence[tuple[str, Place]]]
 """File and key of a tensor → the targets in it, and where."""
@@ -152,7 +152,12 @@ def difference(base: Path, tuned: Path) -> TaskVector:
     """
     pairs = _changed(base, tuned)
     origin = {"operation": "difference"}
-    return TaskVector(((1.0, Source(Difference(pairs, None, 0), origin)),))
+    outlines = Lazy(pairs, lambda target: _whole(pairs[target].outline()))
+    return TaskVector(((1.0, Source(Difference(pairs, None, 0), origin, outlines=outlines)),))
+
+
+def _whole(difference: Tensor) -> LowRankDelta:
+    return full_difference({"diff": difference}, None)
 
 
 def extract(
@@ -202,6 +207,11 @@ class Pair:
 
     one: tuple[Model, Place]
     other: tuple[Model, Place]
+
+    def outline(self) -> Tensor:
+        """The difference without its numbers, on the meta device."""
+        model, place = self.one
+        return torch.empty(model.shape(place), device="meta")
 
     def difference(self) -> Tensor:
         """Other − one, in float32."""
@@ -279,7 +289,7 @@ class Difference(Deltas):
 
     def __getitem__(self, module: str) -> LowRankDelta:
         if self.rank is None:
-            return full_difference({"diff": self.pairs[module].difference()}, None)
+            return _whole(self.pairs[module].difference())
         if module not in self._done:
             whole = self.pairs[module].difference()
             self._done[module], kept = _leading(whole, self.rank, self.seed, module)

@@ -1,15 +1,17 @@
 """Values of the arithmetic against dense matrices multiplied out in float64."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from support import MODULES, dense, random_delta, random_vector
 
+from lcm_arith.decomposition import Factored
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import IncompatibleError, InvalidContentError, UsageError
 from lcm_arith.methods import METHODS, combined
-from lcm_arith.projection import Factored, project, reproject, retained_energy
+from lcm_arith.projection import project, reproject, retained_energy
 from lcm_arith.tall import Tall
 from lcm_arith.vector import Source, TaskVector
 
@@ -202,9 +204,9 @@ def test_nothing_is_computed_before_it_is_asked_for_nor_twice(
     calls: list[int] = []
     real = projection.project
 
-    def counted(delta: LowRankDelta, rank: int, device: str) -> projection.Projected:
+    def counted(delta: LowRankDelta, rank: int, device: str, known: Any) -> projection.Projected:
         calls.append(rank)
-        return real(delta, rank, device)
+        return real(delta, rank, device, known)
 
     monkeypatch.setattr(projection, "project", counted)
     tau = reproject(0.8 * random_vector(4, 1.0, seed=1) + random_vector(9, 9.0, seed=2), 5)

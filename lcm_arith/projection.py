@@ -99,7 +99,7 @@ def _energy(delta: LowRankDelta) -> float:
     return float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0)) * delta.scale**2
 
 
-KEPT: Final = 256 * 2**20  # bytes of decompositions between finding the ranks and the cuts
+KEPT: Final = 128 * 2**20  # bytes of decompositions; with what malloc loses, twice that
 
 
 @dataclass(frozen=True, eq=False)

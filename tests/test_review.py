@@ -21,10 +21,9 @@ from lcm_arith.analysis import distance
 from lcm_arith.checkpoints import extract
 from lcm_arith.combination import combine_terms
 from lcm_arith.delta import LowRankDelta
-from lcm_arith.dora import as_dora
+from lcm_arith.dora import as_dora, decomposed
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, UsageError
-from lcm_arith.formats import dialects
 from lcm_arith.formats.layouts import Model
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.formats.writers import dit_spelling
@@ -259,13 +258,13 @@ def test_a_doras_weights_are_normed_twice_at_most(
     """Once for the factors, once for the magnitudes; the gains of both are kept."""
     trained(load_pipeline(files.MODEL).unet, tmp_path / "d.safetensors", 1)
     done: list[int] = []
-    real = dialects.decomposed
+    real = decomposed
 
     def counted(*given: Any) -> Any:
         done.append(1)
         return real(*given)
 
-    monkeypatch.setattr(dialects, "decomposed", counted)
+    monkeypatch.setattr("lcm_arith.formats.dialects.decomposed", counted)
     times = {}
     for kept in (adapters.KEPT, 0):  # in memory; read when asked for
         monkeypatch.setattr(adapters, "KEPT", kept)

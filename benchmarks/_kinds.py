@@ -181,7 +181,10 @@ def meaning(
     for target, shape in shapes.items():
         name = stem(target, form)
         if len(shape) == 1:
-            found[target] = tensors.pop(f"{name}.{vector_ending(target)}").double().flatten()
+            ending = vector_ending(target)
+            if ending == "b_norm" and target.removesuffix(".bias") not in shapes:
+                ending = "diff_b"  # readers know a norm by its weight
+            found[target] = tensors.pop(f"{name}.{ending}").double().flatten()
             continue
         dotted = form in ("diffusers", "peft")
         down = tensors.pop(f"{name}.{'lora_A' if dotted else 'lora_down'}.weight").double()

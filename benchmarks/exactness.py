@@ -41,12 +41,12 @@ from torch import Tensor
 from lcm_arith import adapters
 from lcm_arith.budgets import Budget
 from lcm_arith.combination import combine_terms
+from lcm_arith.decomposition import Factored
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.elementwise import SPACES, How
 from lcm_arith.errors import LcmArithError
 from lcm_arith.formats import writers
 from lcm_arith.methods import METHODS
-from lcm_arith.projection import Factored
 from lcm_arith.stack import Stack
 from lcm_arith.tall import Tall
 from lcm_arith.vector import TaskVector
@@ -164,7 +164,8 @@ def methods(folder: Path) -> Section:
         "(more than some layers have), some layers on one side only, and noto, twemoji and lcm as "
         "shipped. A rank cuts between two singular values: float32 turns what is kept by about "
         "1e-7 over their relative gap. The methods decompose in float64; `linear` at a rank is the "
-        "re-projection, in float32, which loses nothing by it (table 4). The bytes: two files made "
+        "re-projection, in float32, and in float64 where that gap is small "
+        "(`Decomposition.sharp`). The bytes: two files made "
         "on one core with one thread, one on all cores with two, of the element-wise methods in "
         "all three spaces (`tests/test_methods.py` holds them to their words).",
         ("method", "core", "file", "bytes of three runs"),

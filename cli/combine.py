@@ -95,19 +95,22 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Write Σ λ·τ as one adapter file; by default λ1·τ_style + λ2·τ_LCM (arXiv:2311.05556)."""
-    from lcm_arith.adapters import check_output
-    from lcm_arith.combination import combine_terms, distance_to_sum
+    from lcm_arith.adapters import check_output, is_dora
+    from lcm_arith.combination import NONE, combine_terms, distance_to_sum
     from lcm_arith.elementwise import How
+    from lcm_arith.formats.writers import dit_spelling
 
     check_output(out, force=force)
     given = read_terms(terms or [], l1, l2)
+    options.check_base(base, (is_dora(term.name) for term in given if term.name != NONE))
     budget = options.budget(dtype, rank=rank, energy=energy, max_error=max_error, size=size)
     choices = {"density": density, "space": space, "seed": seed}
     chosen = {name: value for name, value in choices.items() if value is not None}
     how = How(**chosen) if chosen else None  # type: ignore[arg-type]  # each has its own type
     tau = combine_terms(
-        given, method=method, budget=budget, how=how, base=base, policy=policy, device=device
-    )
+        given, method=method, budget=budget, how=how, base=base, policy=policy, device=device,
+        spelling=dit_spelling(form.value),
+    )  # fmt: skip
     about = {"kind": "combined"}
     told = {
         "terms": [{"name": t.name, "weight": str(t.weights)} for t in given],
@@ -141,7 +144,10 @@ def read_terms(texts: list[str], l1: str | None, l2: str | None) -> list[Term]:
     weighted = any(text and parse_term(text).name != text for text in texts)
     if not weighted and len(texts) <= 2:
         names = options.pair(*(*texts, None, None)[:2])
-        numbers = (decimal(l1 or "0.8", f"--l1 {l1}"), decimal(l2 or "1", f"--l2 {l2}"))
+        numbers = (
+            decimal("0.8" if l1 is None else l1, f"--l1 {l1}"),
+            decimal("1" if l2 is None else l2, f"--l2 {l2}"),
+        )
         return [Term(n, Weights(w)) for n, w in zip(names, numbers, strict=True)]
     if l1 is not None or l2 is not None:
         raise UsageError("--l1 and --l2 are for two vectors without weights of their own")

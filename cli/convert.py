@@ -54,6 +54,7 @@ def command(
     else:
         check_output(out, force=force)
     tau = load(adapter, base, allow_pickle=allow_pickle)
+    options.check_base(base, [tau.base is not None])
     result = write_vector(tau, out, dtype=dtype, force=force, about={}, form=form.value)
     if as_json:
         print_json(result)

@@ -32,8 +32,10 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Show an adapter's format, family, ranks, norms, trigger words and metadata."""
+    from lcm_arith.adapters import is_dora
     from lcm_arith.inspection import inspect
 
+    options.check_base(base, map(is_dora, [adapter]))
     found = inspect(adapter, base)
     if as_json:
         print_json(found.as_json())

@@ -35,9 +35,9 @@ def command(
     from lcm_arith.adapters import check_output, load
 
     check_output(out, force=force)
-    result = write_vector(
-        -load(adapter, base), out, dtype=dtype, force=force, about={}, form=form.value
-    )
+    tau = load(adapter, base)
+    options.check_base(base, [tau.base is not None])
+    result = write_vector(-tau, out, dtype=dtype, force=force, about={}, form=form.value)
     if as_json:
         print_json(result)
     else:

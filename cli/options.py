@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -131,6 +132,25 @@ def budget(dtype: str, **asked: float | None) -> Budget | None:
     for kind, value in given.items():
         return Budget(kind, value, DTYPES[dtype].itemsize)
     return None
+
+
+def check_base(base: Path | None, dora: Iterable[bool]) -> None:
+    """Raises where a base was given that nothing depends on.
+
+    Args:
+        base: As typed.
+        dora: Of each adapter, whether it is a DoRA; asked only where there is a base.
+
+    Raises:
+        UsageError: If there is a base and no DoRA.
+    """
+    from lcm_arith.errors import UsageError
+
+    if base is not None and not any(dora):
+        raise UsageError(
+            f"--base {base}: no adapter here is a DoRA, only those depend on a base",
+            hint="leave it out",
+        )
 
 
 def pair(style: str | None, accel: str | None) -> tuple[str, str]:

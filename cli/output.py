@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lcm_arith.vector import TaskVector
 
 SCHEMA_VERSION: Final = 1
+NOTABLE: Final = {"float16": 1e-3, "bfloat16": 1e-2}
+"""‖file − τ‖ / ‖τ‖ above which a number format has cost more than it usually does (3e-4, 2e-3)."""
 _GRID_TABLE: Final = (
     "role", "l1", "l2", "sampler", "steps", "guidance", "nfe", "prompt_score", "retrieval_top1",
     "style_accuracy", "pair_distance", "teacher_distance", "sharp_ratio", "diversity",
@@ -99,26 +101,28 @@ def write_vector(
     form: str = "diffusers",
 ) -> dict[str, Any]:
     """Saves a vector; what was written, JSON-ready."""
-    from lcm_arith.adapters import DTYPES, save, save_folder
+    from lcm_arith.adapters import DTYPES, fitted, save, save_folder
     from lcm_arith.formats.writers import dit_spelling
     from lcm_arith.modules import is_vector
     from lcm_arith.projection import retained_energy
     from lcm_arith.respelling import respelled
 
+    tau = fitted(tau, dtype=DTYPES[dtype], about=about, form=form)
     if form == "peft" and not out.suffix:
-        digest = save_folder(tau, out, dtype=DTYPES[dtype], about=about, force=force)
+        made = save_folder(tau, out, dtype=DTYPES[dtype], about=about, force=force)
     else:
-        digest = save(tau, out, dtype=DTYPES[dtype], about=about, force=force, form=form)
+        made = save(tau, out, dtype=DTYPES[dtype], about=about, force=force, form=form)
     written = respelled(tau, dit_spelling(form))
     layers = [target for target in written if not is_vector(target)]
     ranks = [written.rank_of(target) for target in layers or written]
     return {
         "path": str(out),
-        "sha256": digest,
+        "sha256": made.sha256,
         "modules": len(ranks),
         "rank_min": min(ranks),
         "rank_max": max(ranks),
         "retained_energy": retained_energy(tau),
+        "rounding_error": made.rounding,
         "dtype": dtype,
         "format": form,
         "bytes": sum(path.stat().st_size for path in (out, *out.rglob("*")) if path.is_file()),
@@ -133,6 +137,9 @@ def print_vector(made: dict[str, Any]) -> None:
     stdout.print(
         f"{made['modules']} modules of rank {spread}{kept}; {made['dtype']}, {made['format']}"
     )
+    lost = made["rounding_error"]
+    if lost is not None and lost > NOTABLE[made["dtype"]]:
+        stdout.print(f"rounding to {made['dtype']} loses {lost:.2g} of the norm; float32 keeps it")
     stdout.print(f"wrote {made['path']} ({made['bytes'] / 2**20:.1f} MiB)", soft_wrap=True)
 
 

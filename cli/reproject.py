@@ -51,7 +51,9 @@ def command(
 ) -> None:
     """Re-project an adapter by SVD to a rank, an energy, an error or a size; 0.99 without."""
     from lcm_arith.adapters import check_output, load
+    from lcm_arith.formats.writers import dit_spelling
     from lcm_arith.projection import reproject
+    from lcm_arith.respelling import respelled
 
     check_output(out, force=force)
     asked = {"rank": rank, "energy": energy, "max_error": max_error, "size": size}
@@ -61,7 +63,9 @@ def command(
     budget = options.budget(dtype, **asked)
     if budget is None:
         raise AssertionError("a budget was chosen above")
-    tau = reproject(load(adapter, base), budget, device)
+    tau = load(adapter, base)
+    options.check_base(base, [tau.base is not None])
+    tau = reproject(respelled(tau, dit_spelling(form.value)), budget, device)
     result = write_vector(tau, out, dtype=dtype, force=force, about={}, form=form.value)
     if as_json:
         print_json({**result, "budget": budget.kind, "value": budget.value})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -23,16 +24,30 @@ EXAMPLES = """Examples:
   lcm-arith spectrum noto none --l1 1 --ranks 1:16:1 --csv noto.csv
 """
 
+DEFAULT_WEIGHTS = ("0:1.2:0.2", "1")
+
 
 def command(
     style: options.Style = None,
     accel: options.Accel = None,
     l1: Annotated[
-        str, typer.Option("--l1", metavar="LIST", help="Weights of the style vector.")
-    ] = "0:1.2:0.2",
+        str | None,
+        typer.Option(
+            "--l1",
+            metavar="LIST",
+            help="Weights of the style vector.",
+            show_default=DEFAULT_WEIGHTS[0],
+        ),
+    ] = None,
     l2: Annotated[
-        str, typer.Option("--l2", metavar="LIST", help="Weights of the acceleration vector.")
-    ] = "1",
+        str | None,
+        typer.Option(
+            "--l2",
+            metavar="LIST",
+            help="Weights of the acceleration vector.",
+            show_default=DEFAULT_WEIGHTS[1],
+        ),
+    ] = None,
     ranks: Annotated[str, typer.Option(metavar="LIST", help="Ranks to look at.")] = "4,8,16,32,64",
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table.")
@@ -44,13 +59,13 @@ def command(
     from lcm_arith.adapters import load
     from lcm_arith.combination import NONE
     from lcm_arith.errors import UsageError
-    from lcm_arith.evaluation.lists import parse_counts, parse_decimals
+    from lcm_arith.evaluation.lists import parse_counts
     from lcm_arith.families import check_same_family
     from lcm_arith.formats.container import refuse_existing, write_bytes
     from lcm_arith.sweep import Sweep, energies
 
     names = options.pair(style, accel)
-    weights = parse_decimals(l1, "--l1"), parse_decimals(l2, "--l2")
+    weights = read_weights(names, (l1, l2))
     wanted = parse_counts(ranks, "--ranks")
     if csv is not None:
         refuse_existing(csv, force=force)
@@ -80,6 +95,25 @@ def command(
         )
         return
     show(rows, wanted, names)
+
+
+def read_weights(names: Sequence[str], texts: Sequence[str | None]) -> list[tuple[Decimal, ...]]:
+    """λ1 and λ2, each a list.
+
+    Raises:
+        UsageError: If one is no list of numbers, or of no vector.
+    """
+    from lcm_arith.combination import NONE
+    from lcm_arith.errors import UsageError
+    from lcm_arith.evaluation.lists import parse_decimals
+
+    found = []
+    rows = zip(names, texts, DEFAULT_WEIGHTS, ("--l1", "--l2"), strict=True)
+    for name, text, default, option in rows:
+        if name == NONE and text is not None:
+            raise UsageError(f"{option} {text}: weighs no vector", hint="leave it out")
+        found.append(parse_decimals(default if text is None else text, option))
+    return found
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Compare a file with Σ λ·τ, module by module; exit code 8 where it is something else."""
-    from lcm_arith.adapters import load
+    from lcm_arith.adapters import is_dora, load
     from lcm_arith.analysis import distance
-    from lcm_arith.combination import combine_terms
+    from lcm_arith.combination import NONE, combine_terms
     from lcm_arith.errors import VerificationError
     from lcm_arith.respelling import alike
     from lcm_arith.weights import parse_term
@@ -58,6 +58,8 @@ def command(
     given = [parse_term(text) for text in terms or []]
     if all(term.name == text for term, text in zip(given, terms or [], strict=True)):
         given = recorded(file, tau, given)
+    names = [file, *(term.name for term in given if term.name != NONE)]
+    options.check_base(base, map(is_dora, names))
     lost, total = distance(tau, alike(combine_terms(given, base=base), tau))
     error = lost / total if total else float(lost > 0)
     passed = error <= tolerance

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from lcm_arith import rounding
 from lcm_arith.dora import as_dora
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
@@ -19,8 +22,9 @@ from lcm_arith.formats import container, dialects, diffusers, peft_folder, pickl
 from lcm_arith.formats.keys import sort_keys
 from lcm_arith.formats.layouts import Model
 from lcm_arith.formats.preflight import SafeFile, finite
-from lcm_arith.modules import EMBEDDED, candidates, table
+from lcm_arith.modules import EMBEDDED, MAGNITUDE, candidates, table
 from lcm_arith.pool import ahead
+from lcm_arith.projection import size_budget, tightened
 from lcm_arith.respelling import respelled
 from lcm_arith.vector import Source, TaskVector
 
@@ -122,10 +126,23 @@ def _find_pickle(path: Path) -> tuple[Path, dict[str, str]] | None:
     return path, said
 
 
+def is_dora(name: str | Path) -> bool:
+    """Whether an adapter depends on the weights of its base, by the names in its file.
+
+    Raises:
+        NotFoundError, InvalidContentError, StorageError: As :func:`load`.
+    """
+    return _has_magnitude(sort_keys(open_adapter(name)[0]).parts)
+
+
+def _has_magnitude(parts: Mapping[str, Mapping[str, str]]) -> bool:
+    return any({"magnitude", "dora_scale"} & own.keys() for own in parts.values())
+
+
 def base_of(keys: Iterable[str], base: Path | None) -> Model | None:
     """The base model of a DoRA, None of other adapters or where it is not known."""
     parts = sort_keys(keys).parts
-    if not any({"magnitude", "dora_scale"} & own.keys() for own in parts.values()):
+    if not _has_magnitude(parts):
         return None
     if base is None and not parts.keys() <= table(EMBEDDED).keys():
         return None
@@ -206,6 +223,82 @@ def check_output(path: Path, *, force: bool) -> None:
     container.refuse_existing(path, force=force)
 
 
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The file of a vector before its numbers are computed.
+
+    Args:
+        tau: As the dialect spells it.
+        names: Of its tensors.
+        layout: Name → shape and number format.
+        metadata: The header's.
+    """
+
+    tau: TaskVector
+    names: writers.Spelling
+    layout: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def of(cls, tau: TaskVector, dtype: torch.dtype, about: Mapping[str, Any], form: str) -> Plan:
+        """Of any vector."""
+        told, family, tau = provenance(tau), family_of(tau), as_dora(tau)
+        tau = respelled(tau, writers.dit_spelling(form))
+        outlines = {module: tau.outline(module) for module in tau}
+        names = writers.spelling(outlines, form, family)
+        metadata = dict(names.metadata)
+        metadata[OWN_METADATA] = json.dumps({**told, **about}, sort_keys=True)
+        kept = source_metadata(tau)
+        if kept:
+            metadata[SOURCES_METADATA] = json.dumps(kept, sort_keys=True)
+        layout = {
+            name: _as_stored(name, tensor, dtype)
+            for module, outline in outlines.items()
+            for name, tensor in names.tensors(module, outline).items()
+        }
+        return cls(tau, names, layout, metadata)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(container.header(self.layout, self.metadata)[0]) + sum(
+            tensor.numel() * tensor.element_size() for tensor in self.layout.values()
+        )
+
+
+def fitted(
+    tau: TaskVector,
+    *,
+    dtype: torch.dtype = torch.float32,
+    about: Mapping[str, Any] | None = None,
+    form: str = "diffusers",
+) -> TaskVector:
+    """``tau`` within its ``size`` budget, the file's header and alphas counted; others pass.
+
+    :func:`save` does it to what it writes.
+
+    Raises:
+        UsageError: If rank 1 in every module takes more.
+    """
+    most = size_budget(tau)
+    while most is not None and (size := Plan.of(tau, dtype, about or {}, form).size) > most:
+        tau = tightened(tau, math.ceil(size - most))
+    return tau
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written.
+
+    Args:
+        sha256: Of all its bytes.
+        rounding: ‖file − τ‖ / ‖τ‖ of its half-precision numbers, to a few percent; None of float32.
+    """
+
+    sha256: str
+    rounding: float | None = None
+
+
 def save(
     tau: TaskVector,
     path: str | Path,
@@ -215,8 +308,8 @@ def save(
     force: bool = False,
     prove: Callable[[Path], None] | None = None,
     form: str = "diffusers",
-) -> str:
-    """Writes ``tau`` as one file, any scale in its up factors; returns its sha256.
+) -> Written:
+    """Writes ``tau`` as one file, any scale in its up factors.
 
     Args:
         tau: Vector to write; each module is computed as it is written, and not kept.
@@ -241,26 +334,26 @@ def save(
             f"{path}: the vector is empty, there is nothing to write",
             hint="every weight is 0 or the terms cancel; choose other weights",
         )
-    told, family, tau = provenance(tau), family_of(tau), as_dora(tau)
-    tau = respelled(tau, writers.dit_spelling(form))
-    outlines = {module: tau.outline(module) for module in tau}
-    names = writers.spelling(outlines, form, family)
-    metadata = dict(names.metadata)
-    metadata[OWN_METADATA] = json.dumps({**told, **(about or {})}, sort_keys=True)
-    kept = source_metadata(tau)
-    if kept:
-        metadata[SOURCES_METADATA] = json.dumps(kept, sort_keys=True)
+    tau = fitted(tau, dtype=dtype, about=about, form=form)
+    plan = Plan.of(tau, dtype, about or {}, form)
+    losses: dict[str, tuple[float, float]] = {}
 
     def spelled(module: str) -> dict[str, Tensor]:
-        return _rounded(names.tensors(module, tau.once(module)), dtype, path)
+        exact, names = plan.names.tensors(module, plan.tau.once(module)), plan.names.keys[module]
+        if len(names) > 1:
+            down, up, *_ = names
+            exact[down], exact[up] = rounding.balanced(exact[down], exact[up], dtype)
+        rounded = _rounded(exact, dtype, path)
+        if dtype != torch.float32 and not module.endswith(MAGNITUDE):
+            losses[module] = rounding.lost(exact, rounded, names, module)
+        return rounded
 
-    layout = {
-        name: _as_stored(name, tensor, dtype)
-        for module, outline in outlines.items()
-        for name, tensor in names.tensors(module, outline).items()
-    }
-    spread = (named for of in ahead(spelled, outlines) for named in of.items())
-    return container.write_tensors(path, layout, spread, metadata, force=force, check=prove)
+    spread = (named for of in ahead(spelled, plan.tau) for named in of.items())
+    digest = container.write_tensors(
+        path, plan.layout, spread, plan.metadata, force=force, check=prove
+    )
+    lost, whole = (sum(losses[m][side] for m in sorted(losses)) for side in (0, 1))
+    return Written(digest, math.sqrt(lost / whole) if whole else None)
 
 
 def save_folder(
@@ -270,8 +363,8 @@ def save_folder(
     dtype: torch.dtype = torch.float32,
     about: Mapping[str, Any] | None = None,
     force: bool = False,
-) -> str:
-    """Writes ``tau`` as PEFT's folder, whole or not at all; returns the sha256 of its numbers.
+) -> Written:
+    """Writes ``tau`` as PEFT's folder, whole or not at all; the digest is of its numbers.
 
     Raises:
         UsageError, InvalidContentError, StorageError, VerificationError: As :func:`save`.
@@ -279,10 +372,10 @@ def save_folder(
     """
     with container.whole_folder(folder, force=force, mark=peft_folder.CONFIG) as part:
         path = part / peft_folder.WEIGHTS
-        digest = save(tau, path, dtype=dtype, about=about, form="peft")
+        written = save(tau, path, dtype=dtype, about=about, form="peft")
         text = peft_folder.config_text(SafeFile.open(path).metadata)
         container.write_bytes(part / peft_folder.CONFIG, text.encode())
-    return digest
+    return written
 
 
 def _as_stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

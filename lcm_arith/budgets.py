@@ -21,6 +21,7 @@ class Budget:
         kind: Name of the row.
         value: In the row's unit.
         itemsize: Bytes of a number in the written file, for ``size``.
+        reserved: Bytes of that file that are taken already: header, alphas, magnitudes.
 
     Raises:
         UsageError: If there is no such kind, or the value is outside its range.
@@ -29,6 +30,7 @@ class Budget:
     kind: str
     value: float
     itemsize: int = 4
+    reserved: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in BUDGETS:
@@ -82,12 +84,12 @@ def _by_size(
 ) -> dict[str, int]:
     """The ranks of the most energy within the bytes, in the same order; every module keeps one."""
     order, _, prices = _ranked(spectra, costs)
-    numbers = budget.value * 2**20 / budget.itemsize
+    numbers = (budget.value * 2**20 - budget.reserved) / budget.itemsize
     least = sum(costs.values())
     if least > numbers:
         raise UsageError(
             f"size {budget.value:g} MiB: rank 1 in {len(spectra)} modules takes "
-            f"{least * budget.itemsize / 2**20:.1f} MiB",
+            f"{(least * budget.itemsize + budget.reserved) / 2**20:.2f} MiB",
             hint="allow more, write float16, or leave modules out by a weight of 0",
         )
     first = {(module, 0) for module in spectra}
@@ -145,7 +147,7 @@ BUDGETS: Final = {
     "max_error": BudgetKind(
         "at most this ‖lost‖ / ‖update‖ over all modules", (0.0, 1.0), _by_energy
     ),
-    "size": BudgetKind("at most so many MiB of numbers", (0.0, math.inf), _by_size),
+    "size": BudgetKind("at most so many MiB of the written file", (0.0, math.inf), _by_size),
     "sv_ratio": BudgetKind(
         "σ above the module's largest / this (kohya)", (1.0, math.inf), _by_ratio
     ),

@@ -33,7 +33,7 @@ from lcm_arith.formats.layouts import Model, Place
 from lcm_arith.formats.preflight import finite
 from lcm_arith.modules import GAIN, fits, is_vector
 from lcm_arith.pool import ahead, one_thread
-from lcm_arith.vector import Deltas, Source, TaskVector
+from lcm_arith.vector import Deltas, Lazy, Source, TaskVector
 
 Updates = Mapping[tuple[str, str], Sequence[tuple[str, Place]]]
 """File and key of a tensor → the targets in it, and where."""
@@ -52,13 +52,19 @@ def fuse(tau: TaskVector, base: Path, out: Path, *, force: bool = False) -> dict
     Raises:
         IncompatibleError: If ``tau`` names a module that the model lacks, or of another shape.
         InvalidContentError: If a sum does not fit the number format.
-        UsageError: If ``out`` is no name of a file where one is to be made.
+        UsageError: If ``out`` is no name of a file where one is to be made, or lies in the folder
+            ``base``.
         OutputExistsError, NotFoundError, StorageError: As for a file.
     """
     model = Model.open(base)
     updates = _updates(tau, model)
     if out.resolve() == base.resolve():
         raise OutputExistsError(f"{out}: is the model itself", hint="name another one")
+    if base.is_dir() and out.resolve().is_relative_to(base.resolve()):
+        raise UsageError(
+            f"{out}: lies in the model {base}, which is copied with all that is in it",
+            hint="name a folder beside it",
+        )
     if base.is_dir():
         digests = _fuse_folder(tau, model, updates, out, force=force)
     else:
@@ -146,7 +152,12 @@ def difference(base: Path, tuned: Path) -> TaskVector:
     """
     pairs = _changed(base, tuned)
     origin = {"operation": "difference"}
-    return TaskVector(((1.0, Source(Difference(pairs, None, 0), origin)),))
+    outlines = Lazy(pairs, lambda target: _whole(pairs[target].outline()))
+    return TaskVector(((1.0, Source(Difference(pairs, None, 0), origin, outlines=outlines)),))
+
+
+def _whole(difference: Tensor) -> LowRankDelta:
+    return full_difference({"diff": difference}, None)
 
 
 def extract(
@@ -196,6 +207,11 @@ class Pair:
 
     one: tuple[Model, Place]
     other: tuple[Model, Place]
+
+    def outline(self) -> Tensor:
+        """The difference without its numbers, on the meta device."""
+        model, place = self.one
+        return torch.empty(model.shape(place), device="meta")
 
     def difference(self) -> Tensor:
         """Other − one, in float32."""
@@ -273,7 +289,7 @@ class Difference(Deltas):
 
     def __getitem__(self, module: str) -> LowRankDelta:
         if self.rank is None:
-            return full_difference({"diff": self.pairs[module].difference()}, None)
+            return _whole(self.pairs[module].difference())
         if module not in self._done:
             whole = self.pairs[module].difference()
             self._done[module], kept = _leading(whole, self.rank, self.seed, module)

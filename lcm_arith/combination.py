@@ -20,6 +20,7 @@ from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.families import check_same_family
 from lcm_arith.modules import GAIN
 from lcm_arith.projection import check_device, reproject
+from lcm_arith.respelling import respelled
 from lcm_arith.vector import Deltas, Lazy, Source, TaskVector
 from lcm_arith.weights import Term, weigh
 
@@ -58,6 +59,7 @@ def combine_terms(
     base: Path | None = None,
     policy: str = "raw",
     device: str = "cpu",
+    spelling: str | None = None,
 ) -> TaskVector:
     """Any number of weighted vectors, summed exactly or by another method, within a budget.
 
@@ -69,6 +71,8 @@ def combine_terms(
         base: The model that DoRAs among them were made for.
         policy: What the weights are multiplied by first: a row of POLICIES.
         device: Where a sum is re-projected; methods work on the CPU.
+        spelling: How a transformer's layers will be written, for which the budget is then met
+            (``writers.dit_spelling``); None for as they come.
 
     Raises:
         NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`; or if a method other
@@ -94,10 +98,12 @@ def combine_terms(
         for factor, term in zip(factors, given, strict=True)
     ]
     rank = int(budget.value) if budget and budget.kind == "rank" else None
+    if rank is not None and spelling is not None and not row.exact:
+        weighed = [respelled(tau, spelling) for tau in weighed]
     tau = by_method(weighed, row, rank=rank, how=how)
-    if rank is not None and not row.exact:
+    if budget is None or (rank is not None and not row.exact):
         return tau  # the method has met it in its own way
-    return tau if budget is None else reproject(tau, budget, device)
+    return reproject(tau if spelling is None else respelled(tau, spelling), budget, device)
 
 
 def by_method(

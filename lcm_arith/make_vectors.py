@@ -140,7 +140,7 @@ def _make(
 
     checkpoint = _checkpoint(request, about)
     tau, outcome = train(pipeline, data, on_step=on_step, checkpoint=checkpoint, start=start)
-    digest = save(
+    written = save(
         tau,
         request.out,
         dtype=request.dtype,
@@ -153,7 +153,7 @@ def _make(
     tail = outcome.losses[-max(1, len(outcome.losses) // 10) :]
     return {
         "path": str(request.out),
-        "sha256": digest,
+        "sha256": written.sha256,
         "modules": len(tau),
         "pictures": len(shown.captions),
         "cut_captions": cut,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from lcm_arith.budgets import Budget
+from lcm_arith.decomposition import Decomposition, Factored
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import UsageError
 from lcm_arith.modules import GAIN
 from lcm_arith.pool import ahead, one_thread
-from lcm_arith.tall import Tall, Thin, tall
-from lcm_arith.vector import Deltas, Lazy, Source, TaskVector
+from lcm_arith.vector import Deltas, Lazy, Once, Source, TaskVector
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,9 @@ class Projected:
     total: float
 
 
-def project(delta: LowRankDelta, rank: int, device: str = "cpu") -> Projected:
+def project(
+    delta: LowRankDelta, rank: int, device: str = "cpu", known: Decomposition | None = None
+) -> Projected:
     """Best approximation of ``delta`` at ``min(rank, its rank, out, in)``.
 
     Works on the factors (two thin QR decompositions, one SVD of the small core), so the dense
@@ -47,11 +49,12 @@ def project(delta: LowRankDelta, rank: int, device: str = "cpu") -> Projected:
         rank: Rank to keep, at least 1.
         device: Where the products with the factors are done; the small core is decomposed on the
             CPU, which is faster at that.
+        known: What :meth:`Decomposition.of` made of it before.
 
     Returns:
         A delta with scale 1 on the CPU, float32, singular values split evenly between ``down`` and
-        ``up``. Computed in float32, in float64 where terms nearly cancel, see
-        :class:`Factored`.
+        ``up``. Computed in float32, in float64 where terms nearly cancel (:class:`Factored`) or the
+        cut is between two close singular values (:meth:`Decomposition.sharp`).
 
     Raises:
         UsageError: If ``rank`` is below 1.
@@ -65,13 +68,14 @@ def project(delta: LowRankDelta, rank: int, device: str = "cpu") -> Projected:
         energy = _energy(delta)
         return Projected(concatenate([delta]), energy, energy)
     with one_thread():
-        factored = Factored.of(delta.to(device))
-        u, s, vh = torch.linalg.svd(factored.core.cpu(), full_matrices=False)  # [p, k], [k], [k, q]
-        kept = min(rank, s.numel())
-        root = s[:kept].sqrt()
-        new_up = factored.up.apply(u[:, :kept] * root).cpu()  # [out, kept]
-        new_down = factored.down.apply(vh[:kept].T * root).cpu().T  # [kept, in]
-    energies = s.double().square()
+        delta = delta.to(device)
+        found = Decomposition.of(delta) if known is None else known.dressed(delta)
+        kept = min(rank, found.s.numel())
+        found = found.sharp(delta, kept)
+        root = found.s[:kept].sqrt()
+        new_up = found.factored.up.apply(found.u[:, :kept] * root).cpu()  # [out, kept]
+        new_down = found.factored.down.apply(found.vh[:kept].T * root).cpu().T  # [kept, in]
+    energies = found.s.double().square()
     return Projected(
         LowRankDelta(
             new_down.float().reshape(kept, *delta.down.shape[1:]).contiguous(),
@@ -95,48 +99,15 @@ def _energy(delta: LowRankDelta) -> float:
     return float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0)) * delta.scale**2
 
 
-_CANCELLED: Final = 1e-2
-
-
-@dataclass(frozen=True, eq=False)
-class Factored:
-    """ΔW = Q_B core Q_Aᵀ of an update.
-
-    Args:
-        up: Of B · scale, ``[out, r]``.
-        down: Of Aᵀ, ``[in, r]``.
-        core: R_B R_Aᵀ; it has the update's singular values.
-    """
-
-    up: Thin | Tall
-    down: Thin | Tall
-    core: Tensor
-
-    @classmethod
-    def of(cls, delta: LowRankDelta) -> Factored:
-        """In float32, whose error of 1e-6 · ‖B‖‖A‖ counts nothing beside that of the written file.
-
-        Where ‖ΔW‖ is below 1e-2 · ‖B‖‖A‖ its terms cancel, and it is done again in float64, so that
-        nothing is lost that float32 factors hold.
-        """
-        found = cls._in(delta, torch.float32)
-        whole = found.up.r.norm() * found.down.r.norm()
-        if found.core.norm() < _CANCELLED * whole or not whole.isfinite():
-            return cls._in(delta, torch.float64)
-        return found
-
-    @classmethod
-    def _in(cls, delta: LowRankDelta, dtype: torch.dtype) -> Factored:
-        up = tall(delta.up.flatten(1).to(dtype) * delta.scale)
-        down = tall(delta.down.flatten(1).to(dtype).T)
-        return cls(up, down, up.r @ down.r.T)
+KEPT: Final = 128 * 2**20  # bytes of decompositions; with what malloc loses, twice that
 
 
 @dataclass(frozen=True, eq=False)
 class LazyProjection(Deltas):
     """Target module → re-projected delta; each is computed when first asked for, and once.
 
-    :meth:`once` keeps its energies alone.
+    :meth:`once` keeps its energies alone. Where ranks follow from all spectra, what they were found
+    by is kept until it is cut, up to ``KEPT`` bytes; what goes beyond is decomposed twice.
     """
 
     tau: TaskVector
@@ -144,6 +115,8 @@ class LazyProjection(Deltas):
     device: str = "cpu"
     _done: dict[str, Projected] = field(default_factory=dict)
     _energies: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _spectra: dict[str, Tensor] = field(default_factory=dict)
+    _known: dict[str, Decomposition] = field(default_factory=dict)
 
     @cached_property
     def ranks(self) -> Mapping[str, int]:
@@ -151,20 +124,45 @@ class LazyProjection(Deltas):
         if self.budget.kind == "rank":
             return dict.fromkeys(self.tau, int(self.budget.value))
         modules = [target for target in self.tau if not target.endswith(GAIN)]
-        found = ahead(lambda module: spectrum(self.tau.once(module), self.device), modules)
-        spectra = dict(zip(modules, found, strict=True))
+        if not self._spectra:
+            self._decompose(modules)
         outlines = {module: self.tau.outline(module) for module in modules}
         costs = {m: outline.shape[0] + outline.down[0].numel() for m, outline in outlines.items()}
         gains = {target: 1 for target in self.tau if target.endswith(GAIN)}
-        return {**self.budget.ranks(spectra, costs), **gains}
+        return {**self.budget.ranks(self._spectra, costs), **gains}
+
+    def _decompose(self, modules: Sequence[str]) -> None:
+        """Finds the spectra, and keeps of the decompositions what fits."""
+        made = any(isinstance(source.deltas, Once) for _, source in self.tau.terms)
+
+        def decompose(module: str) -> Decomposition:
+            delta = self.tau.once(module)
+            with one_thread():
+                found = Decomposition.of(delta.to(self.device))
+            return found.bare(delta if made else None)
+
+        held = 0
+        for module, found in zip(modules, ahead(decompose, modules), strict=True):
+            self._spectra[module] = found.s.double()
+            held += found.nbytes
+            if held <= KEPT:
+                self._known[module] = found
+
+    def _project(self, module: str, *, once: bool) -> Projected:
+        rank = self.ranks[module]  # before what finding it has left is taken
+        known = self._known.pop(module, None)
+        delta = known.delta if known is not None else None
+        if delta is None:
+            delta = self.tau.once(module) if once else self.tau[module]
+        found = project(delta, rank, self.device, known)
+        self._energies[module] = (found.kept, found.total)
+        return found
 
     def once(self, module: str) -> LowRankDelta:
         """The delta, not kept."""
         if module in self._done:
             return self._done[module].delta
-        found = project(self.tau.once(module), self.ranks[module], self.device)
-        self._energies[module] = (found.kept, found.total)
-        return found.delta
+        return self._project(module, once=True).delta
 
     def energies(self, module: str) -> tuple[float, float]:
         """Σ σ² of what is kept, and of everything; a gain is kept whole and has no part in it."""
@@ -176,8 +174,7 @@ class LazyProjection(Deltas):
 
     def __getitem__(self, module: str) -> LowRankDelta:
         if module not in self._done:
-            found = self._done[module] = project(self.tau[module], self.ranks[module], self.device)
-            self._energies[module] = (found.kept, found.total)
+            self._done[module] = self._project(module, once=False)
         return self._done[module].delta
 
     def outline(self, module: str) -> LowRankDelta:
@@ -215,6 +212,33 @@ def reproject(tau: TaskVector, rank: int | Budget, device: str = "cpu") -> TaskV
     )
 
 
+def size_budget(tau: TaskVector) -> float | None:
+    """Bytes that the file of a re-projected vector may have; None of any other."""
+    lazy = _projection(tau)
+    return lazy.budget.value * 2**20 if lazy and lazy.budget.kind == "size" else None
+
+
+def tightened(tau: TaskVector, excess: int) -> TaskVector:
+    """A re-projected vector with so many bytes less for its numbers; nothing is decomposed anew.
+
+    Raises:
+        UsageError: If rank 1 takes more than what is left.
+    """
+    lazy = _projection(tau)
+    if lazy is None:
+        raise UsageError("only a re-projected vector has a budget")
+    budget = replace(lazy.budget, reserved=lazy.budget.reserved + excess)
+    smaller = replace(lazy, budget=budget, _done={}, _energies={})
+    ((weight, source),) = tau.terms
+    outlines = Lazy(smaller, smaller.outline)
+    return TaskVector(((weight, replace(source, deltas=smaller, outlines=outlines)),))
+
+
+def _projection(tau: TaskVector) -> LazyProjection | None:
+    lazy = [s.deltas for _, s in tau.terms if isinstance(s.deltas, LazyProjection)]
+    return lazy[0] if len(lazy) == len(tau.terms) == 1 else None
+
+
 def check_device(device: str) -> None:
     """Raises where torch cannot compute on a device.
 
@@ -233,9 +257,9 @@ def check_device(device: str) -> None:
 
 def retained_energy(tau: TaskVector) -> float | None:
     """Σ kept σ² / Σ σ² over all modules of a re-projected vector, 0..1; None of any other."""
-    lazy = [s.deltas for _, s in tau.terms if isinstance(s.deltas, LazyProjection)]
-    if len(lazy) != 1 or len(tau.terms) != 1:
+    lazy = _projection(tau)
+    if lazy is None:
         return None
-    parts = [lazy[0].energies(module) for module in lazy[0]]
+    parts = [lazy.energies(module) for module in lazy]
     total = sum(whole for _, whole in parts)
     return sum(kept for kept, _ in parts) / total if total else 1.0

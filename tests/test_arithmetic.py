@@ -1,15 +1,18 @@
 """Values of the arithmetic against dense matrices multiplied out in float64."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from support import MODULES, dense, random_delta, random_vector
 
+from lcm_arith import decomposition
+from lcm_arith.decomposition import Factored
 from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import IncompatibleError, InvalidContentError, UsageError
 from lcm_arith.methods import METHODS, combined
-from lcm_arith.projection import Factored, project, reproject, retained_energy
+from lcm_arith.projection import project, reproject, retained_energy
 from lcm_arith.tall import Tall
 from lcm_arith.vector import Source, TaskVector
 
@@ -202,9 +205,9 @@ def test_nothing_is_computed_before_it_is_asked_for_nor_twice(
     calls: list[int] = []
     real = projection.project
 
-    def counted(delta: LowRankDelta, rank: int, device: str) -> projection.Projected:
+    def counted(delta: LowRankDelta, rank: int, device: str, known: Any) -> projection.Projected:
         calls.append(rank)
-        return real(delta, rank, device)
+        return real(delta, rank, device, known)
 
     monkeypatch.setattr(projection, "project", counted)
     tau = reproject(0.8 * random_vector(4, 1.0, seed=1) + random_vector(9, 9.0, seed=2), 5)
@@ -215,6 +218,31 @@ def test_nothing_is_computed_before_it_is_asked_for_nor_twice(
             half[module].dense()
     retained_energy(tau)
     assert len(calls) == len(MODULES)
+
+
+@pytest.mark.parametrize("gap", [0.3, 1e-3, 1e-4])
+def test_a_cut_between_close_singular_values_is_the_dense_one(
+    monkeypatch: pytest.MonkeyPatch, gap: float
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    u, v = (
+        torch.linalg.qr(torch.randn(n, 12, generator=generator, dtype=torch.float64)).Q
+        for n in (300, 200)
+    )
+    s = torch.tensor([2.0, 1.5, 1.2, 1.0, 0.9, 0.8, 0.7, 0.7 * (1 - gap), *[0.1] * 4]).double()
+    mixed = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    delta = LowRankDelta(
+        (torch.linalg.inv(mixed) @ v.T).float(), (u * s @ mixed).float().contiguous()
+    )
+    left, values, right = torch.linalg.svd(delta.dense(torch.float64), full_matrices=False)
+    want = (left[:, :7] * values[:7]) @ right[:7]
+
+    def error() -> float:
+        return float((project(delta, 7).delta.dense(torch.float64) - want).norm() / want.norm())
+
+    assert error() < 1e-5
+    monkeypatch.setattr(decomposition, "_BLUR", math.inf)  # float32 alone
+    assert (error() < 1e-5) == (gap > 0.1)
 
 
 def test_rank_zero_is_refused() -> None:

@@ -2,16 +2,25 @@
 
 import itertools
 import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from support import whole_adapter
 from torch import Tensor
 
+from lcm_arith import methods, projection
+from lcm_arith.adapters import save
 from lcm_arith.budgets import BUDGETS, Budget
+from lcm_arith.combination import combine_terms
+from lcm_arith.decomposition import Factored
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import UsageError
 from lcm_arith.projection import reproject, retained_energy, spectrum
 from lcm_arith.vector import Source, TaskVector
+from lcm_arith.weights import parse_term
 
 SPECTRA = {
     "wide": torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64),
@@ -117,3 +126,72 @@ def test_a_budget_of_a_whole_vector_is_the_dense_truncation(budget: str) -> None
     assert retained_energy(small) == pytest.approx(1 - lost / total, rel=1e-6)
     if budget in ("energy", "max_error"):
         assert lost / total <= (0.2 if budget == "energy" else 0.16) + 1e-9
+
+
+def test_what_is_reserved_is_not_spent() -> None:
+    for reserved in (0, 700, 1400):
+        ranks = Budget("size", 3 / 1024, reserved=reserved).ranks(SPECTRA, COSTS)
+        assert numbers(ranks) * 4 <= 3 * 1024 - reserved
+    with pytest.raises(UsageError, match=r"takes 0\.00 MiB"):
+        Budget("size", 2 / 1024, reserved=1500).ranks(SPECTRA, COSTS)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_file_is_no_larger_than_asked(tmp_path: Path, form: str, dtype: torch.dtype) -> None:
+    """Many small modules of unequal ranks, so that the header is a good part of the file."""
+    names = ("attn1.to_q", "attn2.to_k", "ff.net.2")
+    some = dict(itertools.islice(whole_adapter("sd15", names, (6, 9)).items(), 40))
+    tau = TaskVector(((0.7, Source(some, {"sha256": "x"})),))
+    path = tmp_path / "x.safetensors"
+    for share in (0.6, 0.7):
+        mib = share * 2.7 * dtype.itemsize / 4
+        small = reproject(tau, Budget("size", mib, dtype.itemsize))
+        save(small, path, dtype=dtype, form=form, about={"words": "x" * 9999}, force=True)
+        one_rank = max(d.shape[0] + d.down[0].numel() for d in some.values()) * dtype.itemsize
+        assert mib * 2**20 - 2 * one_rank < path.stat().st_size <= mib * 2**20
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of decompositions and combinations as they are done, in any thread."""
+    done: list[str] = []
+
+    def counted(name: str, real: Any) -> Any:
+        def call(*given: Any, **options: Any) -> Any:
+            done.append(name)
+            return real(*given, **options)
+
+        return call
+
+    monkeypatch.setattr(Factored, "of", counted("of", Factored.of))
+    monkeypatch.setattr(methods, "combined", counted("combined", methods.combined))
+    return done
+
+
+@pytest.mark.parametrize("budget", [Budget("energy", 0.9), Budget("max_error", 0.3),
+                                    Budget("size", 2.0)])  # fmt: skip
+def test_a_rank_found_by_a_budget_costs_one_decomposition(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, budget: Budget
+) -> None:
+    tau = combine_terms([parse_term("noto:0.8"), parse_term("lcm:1")])
+    small = reproject(tau, budget)
+    kept = retained_energy(small)
+    assert calls == ["of"] * len(tau)
+    calls.clear()
+    monkeypatch.setattr(projection, "KEPT", 0)  # no room: again for the cut, the same numbers
+    again = reproject(tau, budget)
+    assert retained_energy(again) == kept
+    assert calls == ["of"] * (2 * len(tau))
+    for module in small:
+        assert torch.equal(small[module].up, again[module].up)
+        assert torch.equal(small[module].down, again[module].down)
+
+
+@pytest.mark.parametrize("method", ["tsv-m", "ties"])
+def test_a_method_within_a_budget_combines_once(calls: list[str], method: str) -> None:
+    terms = [parse_term("noto:0.8,down=0,mid=0"), parse_term("lcm:1,down=0,mid=0")]
+    made = combine_terms(terms, method=method, budget=Budget("energy", 0.9))
+    retained_energy(made)
+    assert Counter(calls) == {"of": len(made), "combined": len(made)}
+    assert len(made) > 9

@@ -101,7 +101,7 @@ def test_reproject_keeps_what_it_promises(
     lost = gap("reprojected.safetensors", load(LCM))
     assert lost**2 == pytest.approx(1 - told["retained_energy"], rel=1e-3)
     if option == "--size":
-        assert told["bytes"] < 0.27 * 2**20  # the header comes on top
+        assert 0.22 * 2**20 < told["bytes"] <= 0.25 * 2**20  # the header counted
 
 
 @pytest.mark.parametrize("form", ["diffusers", "peft", "kohya"])

@@ -1,6 +1,8 @@
 """Adapter files: what is written is what others read, and bad ones are refused."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from lcm_arith.errors import (
     StorageError,
 )
 from lcm_arith.formats import container, dialects, writers
+from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.projection import reproject
 from lcm_arith.vector import TaskVector
 
@@ -116,7 +119,7 @@ def test_same_content_gives_the_same_bytes_and_round_trips(tmp_path: Path) -> No
     assert first.read_bytes() == second.read_bytes()
     back = load(first)
     assert all(torch.equal(back[m].dense(), tau[m].dense()) for m in tau)
-    assert load_file(first).keys() == container.read_safetensors(first)[0].keys()
+    assert load_file(first).keys() == SafeFile.open(first).keys()
 
 
 def test_provenance_keeps_the_weights_as_decimal_strings(tmp_path: Path) -> None:
@@ -197,6 +200,41 @@ def test_an_existing_file_is_kept_without_force(tmp_path: Path) -> None:
     assert len(load(path)) == len(MODULES)
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_appears_meanwhile_is_kept_without_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    path, tau = tmp_path / "x.safetensors", random_vector(4, 1.0, seed=1)
+    flushed: list[str] = []
+    fsync, linked = os.fsync, os.link
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")  # as on FAT
+
+    def record(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "link", linked if links else refuse)
+    monkeypatch.setattr(os, "fsync", record)
+
+    def appear(_: Path) -> None:
+        path.write_text("mine")
+
+    with pytest.raises(OutputExistsError, match="appeared"):
+        save(tau, path, prove=appear)
+    assert path.read_text() == "mine"
+    save(tau, path, prove=appear, force=True)
+    assert len(load(path)) == len(MODULES)
+    path.unlink()
+    flushed.clear()
+    save(tau, path)
+    assert len(load(path)) == len(MODULES)
+    assert [flushed[0].endswith(".part.safetensors"), *flushed[1:]] == [True, str(tmp_path)]
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_nlink == 1
+
+
 def test_a_failed_write_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +250,7 @@ def test_a_failed_write_leaves_nothing_behind(
 def test_an_empty_or_overflowing_vector_is_not_written(tmp_path: Path) -> None:
     for tau, dtype in (
         (TaskVector(), torch.float32),
-        (1e9 * random_vector(4, 1.0, 1), torch.float16),
+        (1e14 * random_vector(4, 1.0, 1), torch.float16),  # in whichever factor
     ):
         with pytest.raises(InvalidContentError):
             save(tau, tmp_path / "x.safetensors", dtype=dtype)

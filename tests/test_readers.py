@@ -25,8 +25,9 @@ from lcm_arith.delta import LowRankDelta
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError
 from lcm_arith.families import LCM_TARGETS
-from lcm_arith.formats import container, dialects, writers
+from lcm_arith.formats import dialects, writers
 from lcm_arith.formats.diffusers import ADAPTER_METADATA
+from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import ending, kohya_name, with_text_model
 from lcm_arith.sampling import load_pipeline
 from lcm_arith.vector import Source, TaskVector
@@ -140,7 +141,7 @@ def test_peft_loads_our_file_into_a_model_of_its_own(tmp_path: Path) -> None:
     tau = vector("sd15", LCM_TARGETS)
     path = tmp_path / "adapter_model.safetensors"
     save(tau, path, form="peft")
-    said = json.loads(container.read_safetensors(path)[1][ADAPTER_METADATA])
+    said = json.loads(SafeFile.open(path).metadata[ADAPTER_METADATA])
     config = LoraConfig(**{key.removeprefix("unet."): value for key, value in said.items()})
     model = get_peft_model(components("sd15")["unet"], config)
     result: Any = set_peft_model_state_dict(model, load_peft_weights(str(tmp_path), device="cpu"))
@@ -263,7 +264,7 @@ def test_alpha_is_one_for_all_modules_and_exact_in_half_precision(tmp_path: Path
     ranks = (257, 300)
     tau = TaskVector(((1.0, Source(whole_adapter("sd15", ("attn2.to_k",), ranks))),))
     save(tau, tmp_path / "half.safetensors", form="kohya", dtype=torch.bfloat16)
-    tensors, _ = container.read_safetensors(tmp_path / "half.safetensors")
+    tensors = SafeFile.open(tmp_path / "half.safetensors")
     assert {float(t) for key, t in tensors.items() if key.endswith(".alpha")} == {257.0}
     back = load(tmp_path / "half.safetensors")
     assert {back.rank_of(module) for module in back} == set(ranks)

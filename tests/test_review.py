@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,22 @@ from test_cli import fails, run
 from test_cli_arithmetic import gap
 from test_dora import TARGETS, trained
 
+from lcm_arith import adapters, dit, rounding
 from lcm_arith.adapters import load, save
 from lcm_arith.analysis import distance
 from lcm_arith.checkpoints import extract
 from lcm_arith.combination import combine_terms
-from lcm_arith.dora import as_dora
+from lcm_arith.delta import LowRankDelta
+from lcm_arith.dora import as_dora, decomposed
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.formats.layouts import Model
 from lcm_arith.formats.preflight import SafeFile
+from lcm_arith.formats.writers import dit_spelling
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.methods import combined
 from lcm_arith.projection import reproject, retained_energy
+from lcm_arith.respelling import respelled
 from lcm_arith.sampling import load_pipeline
 from lcm_arith.vector import Source, TaskVector
 from lcm_arith.weights import parse_term
@@ -180,6 +185,173 @@ def test_options_that_change_nothing_are_refused(tmp_cwd: Path) -> None:
         ("interfere", "none", "lcm"),
     ):
         assert fails(*command)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("spectrum noto none --l2 0.5", "--l2 0.5: weighs no vector"),
+        ("spectrum none lcm --l1 0,1", "--l1 0,1: weighs no vector"),
+        ("spectrum noto lcm --l1=", "'' is not a number"),
+        ("combine noto lcm --l1=", "'' is not a number"),
+        ("combine noto lcm --l2=", "'' is not a number"),
+        ("combine noto lcm --base BASE", "no adapter here is a DoRA"),
+        ("reproject lcm --base BASE", "no adapter here is a DoRA"),
+        ("convert lcm --base BASE", "no adapter here is a DoRA"),
+        ("negate lcm --base BASE", "no adapter here is a DoRA"),
+        ("inspect lcm --base BASE", "no adapter here is a DoRA"),
+        (f"verify {files.vector_path('lcm')} lcm:1 --base BASE", "no adapter here is a DoRA"),
+        ("fuse noto:1 --base BASE -o BASE/fused", "lies in the model"),
+        ("fuse noto:1 --base BASE -o BASE/unet --force", "lies in the model"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(tmp_cwd: Path, command: str, said: str) -> None:
+    code, message = fails(*command.replace("BASE", str(files.MODEL)).split())
+    assert code == 2
+    assert said in message
+    assert not list(tmp_cwd.iterdir())
+    assert not (files.MODEL / "fused").exists()
+
+
+def test_a_base_is_taken_where_a_dora_weighs_nothing(tmp_cwd: Path) -> None:
+    trained(load_pipeline(files.MODEL).unet, tmp_cwd / "d.safetensors", 1)
+    base = ("--base", str(files.MODEL))
+    run("combine", "d.safetensors:0", "noto:1", *base)
+    run("verify", "combined.safetensors", "d.safetensors:0", "noto:1", *base)
+    for command in ("inspect", "negate", "convert", "reproject"):
+        run(command, "d.safetensors", *base)
+
+
+def test_a_pickled_base_is_refused_with_what_converts_it(tmp_cwd: Path) -> None:
+    torch.save({"state_dict": {"w": torch.ones(2)}}, "sd.ckpt")
+    code, message = fails("fuse", "noto:1", "--base", "sd.ckpt", "-o", "x.safetensors")
+    assert code == 4
+    assert "is a pickle" in message
+    assert "from_single_file('sd.ckpt').save_pretrained('sd')" in message
+
+
+def test_add_difference_reads_a_tensor_twice_at_most(
+    tmp_cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once to know whether it differs, once to write it."""
+    run("fuse", "noto:1", "lcm:0", "-o", "b")
+    reads: list[tuple[Path, str]] = []
+    read = SafeFile.__getitem__
+
+    def counted(file: SafeFile, name: str) -> torch.Tensor:
+        reads.append((file.path, name))
+        return read(file, name)
+
+    monkeypatch.setattr(SafeFile, "__getitem__", counted)
+    plus, base = "b", str(files.MODEL)
+    run("fuse", "--plus", plus, "--minus", base, "--base", "b", "--times", "0.5", "-o", "half")
+    times = Counter(at for at in reads if at[0] == files.MODEL / UNET)
+    assert len(times) > 200
+    assert max(times.values()) == 2
+    # b is the base, too, whose tensors are read to be written
+    assert max(Counter(at for at in reads if at[0] == Path("b") / UNET).values()) == 3
+
+
+def test_a_doras_weights_are_normed_twice_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for the factors, once for the magnitudes; the gains of both are kept."""
+    trained(load_pipeline(files.MODEL).unet, tmp_path / "d.safetensors", 1)
+    done: list[int] = []
+    real = decomposed
+
+    def counted(*given: Any) -> Any:
+        done.append(1)
+        return real(*given)
+
+    monkeypatch.setattr("lcm_arith.formats.dialects.decomposed", counted)
+    times = {}
+    for kept in (adapters.KEPT, 0):  # in memory; read when asked for
+        monkeypatch.setattr(adapters, "KEPT", kept)
+        tau = load(tmp_path / "d.safetensors")
+        save(tau, tmp_path / f"{kept}.safetensors")
+        times[kept] = len(done)
+        done.clear()
+    assert list(times.values()) == [len(TARGETS), 2 * len(TARGETS)]
+    one, other = (load_file(tmp_path / f"{kept}.safetensors") for kept in times)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+SPELLED = dit.spelled(dit.layers("flux")[0], dit.DIFFUSERS)
+
+
+def joint_attention(rank: int) -> TaskVector:
+    """Query, key and value of a block of Flux, which are one layer in the publisher's code."""
+    parts = ("to_q", "to_k", "to_v")
+    modules = [f"transformer.transformer_blocks.0.attn.{part}" for part in parts]
+    deltas = {m: random_delta(SPELLED[m], rank, 2.0 * rank, seed) for seed, m in enumerate(modules)}
+    return TaskVector(((1.0, Source(deltas)),))
+
+
+@pytest.mark.parametrize("command", ["combine", "reproject", "cart"])
+@pytest.mark.parametrize(("given", "asked"), [("diffusers", "kohya"), ("kohya", "diffusers")])
+def test_a_transformers_budget_holds_for_what_is_written(
+    tmp_cwd: Path, command: str, given: str, asked: str
+) -> None:
+    tau = joint_attention(6)
+    save(tau, "x.safetensors", form=given)
+    calls = {"combine": ("combine", "x.safetensors:0.5"), "reproject": ("reproject",),
+             "cart": ("combine", "x.safetensors:0.5", "--method", "cart")}  # fmt: skip
+    call = (*calls[command], *(("x.safetensors",) if command == "reproject" else ()))
+    options = ("--format", asked, "-o", "y.safetensors", "--force", "--json")
+    told = json.loads(run(*call, "--rank", "4", *options).stdout)
+    assert (told["rank_min"], told["rank_max"]) == (4, 4)
+    found = load("y.safetensors")
+    assert {found.rank_of(module) for module in found} == {4}
+    weight, truth = 1.0 if command == "reproject" else 0.5, respelled(tau, dit_spelling(asked))
+    for module in found:  # what the best approximation of that rank loses, and no more
+        whole, own = truth[module], TaskVector(((1.0, Source({module: found[module]})),))
+        bases = [torch.linalg.qr(f.double(), mode="r").R for f in (whole.up, whole.down.T)]
+        tail = torch.linalg.svdvals(bases[0] @ bases[1].T)[4:] * abs(whole.scale) * weight
+        lost, _ = distance(own, TaskVector(((weight, Source({module: whole})),)))
+        assert lost == pytest.approx(float(tail.norm()), rel=1e-5)
+    told = json.loads(run(*call, "--size", "0.35", *options).stdout)
+    assert Path("y.safetensors").stat().st_size <= 0.35 * 2**20
+    assert told["bytes"] > 0.25 * 2**20
+    assert 0 < told["retained_energy"] < 1
+
+
+def test_tiny_up_factors_keep_their_digits_in_float16(tmp_cwd: Path) -> None:
+    module = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    plain = random_delta((192, 128), 8, 8.0, 1)
+    for scale in (2.0**-20, 1e6):  # subnormal; too large
+        deltas = {module: LowRankDelta(plain.down, plain.up * scale)}
+        for form in ("diffusers", "kohya"):
+            tau = TaskVector(((1.0, Source(deltas)),))
+            written = save(tau, "x.safetensors", dtype=torch.float16, force=True, form=form)
+            want, got = tau[module].dense(torch.float64), load("x.safetensors")[module]
+            error = float((got.dense(torch.float64) - want).norm() / want.norm())
+            assert error < 4e-4  # 11 bits of both factors
+            assert written.rounding == pytest.approx(error, rel=0.25)  # 16 random inputs
+    down, up = rounding.balanced(plain.down, plain.up * 2.0**-20, torch.float16)
+    assert torch.equal(up @ down, plain.up * 2.0**-20 @ plain.down)
+    assert rounding.balanced(plain.down, plain.up, torch.float16)[1] is plain.up
+    tiny = plain.up * 2.0**-20
+    assert rounding.balanced(plain.down, tiny, torch.bfloat16)[1] is tiny
+
+
+@pytest.mark.parametrize(("dtype", "usual"), [("float16", 4e-4), ("bfloat16", 4e-3)])
+def test_what_rounding_costs_is_said_where_it_is_much(
+    tmp_cwd: Path, dtype: str, usual: float
+) -> None:
+    told = json.loads(run("convert", "lcm", "--dtype", dtype, "--json").stdout)
+    assert 0 <= told["rounding_error"] < usual
+    save(load("lcm"), "same.safetensors")  # of whose difference little is left beside its factors
+    call = ("combine", "same.safetensors:1", "lcm:-0.9", "--dtype", dtype, "--force")
+    shown = run(*call).output
+    told = json.loads(run(*call, "--json").stdout)
+    lost, whole = distance(load("combined.safetensors"), 0.1 * load("lcm"))
+    assert lost / whole > {"float16": 1e-3, "bfloat16": 1e-2}[dtype]
+    assert told["rounding_error"] == pytest.approx(lost / whole, rel=0.1)
+    assert f"rounding to {dtype} loses {told['rounding_error']:.2g} of the norm" in shown
+    plain = json.loads(run("convert", "lcm", "--json", "--force").stdout)
+    assert plain["rounding_error"] is None
+    assert "rounding" not in run("convert", "lcm", "--dtype", dtype, "--force").output
 
 
 def test_a_text_encoder_and_a_unet_of_one_family_combine(tmp_cwd: Path) -> None:

@@ -2,11 +2,12 @@
 
 Bytes are a function of content alone: tensors and metadata in sorted order, an 8-byte aligned
 header, no date and no path. A file appears whole or not at all: it is written beside its place,
-flushed, read back, compared and then renamed.
+flushed, read back, compared and then named.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -28,17 +29,6 @@ from lcm_arith.errors import (
 from lcm_arith.formats.preflight import CHECKPOINT_DTYPES, SafeFile
 
 _DTYPE_NAMES: Final = {dtype: name for name, dtype in CHECKPOINT_DTYPES.items()}
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of ``path``, in memory of their own.
-
-    Raises:
-        NotFoundError: If there is no such file.
-        InvalidContentError: If it is no safetensors file, is cut, or holds non-finite numbers.
-    """
-    file = SafeFile.open(path)
-    return file.checked(keep=True)[1], dict(file.metadata)
 
 
 def header(
@@ -238,7 +228,7 @@ def _place(
     durable: bool,
     check: Callable[[Path], None] | None,
 ) -> str:
-    """Writes beside ``path``, reads back (``digest``; None is a failure), then renames."""
+    """Writes beside ``path``, reads back (``digest``; None is a failure), then gives the name."""
     refuse_existing(path, force=force)
     try:
         handle, name = tempfile.mkstemp(
@@ -259,12 +249,49 @@ def _place(
         if check is not None:
             check(part)
         part.chmod(0o666 & ~_umask())
-        part.replace(path)
+        _name(part, path, force=force)
+        if durable:
+            _flush_folder(path.parent)
+    except OutputExistsError:
+        raise
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         part.unlink(missing_ok=True)
     return found
+
+
+def _name(part: Path, path: Path, *, force: bool) -> None:
+    """Gives a file its name; without ``force`` never one that was taken meanwhile."""
+    if force:
+        part.replace(path)
+        return
+    try:
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            raise
+        except OSError:  # FAT and some network mounts have no links: reserve the name instead
+            path.touch(exist_ok=False)
+            part.replace(path)
+    except FileExistsError:
+        raise OutputExistsError(
+            f"{path}: a file of that name appeared while this one was written",
+            hint="choose another name or add --force",
+        ) from None
+    part.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a new name in a folder last; some network mounts have no such call (EINVAL)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _bytes_of(tensor: Tensor, promised: Tensor) -> memoryview:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from torch import Tensor
@@ -50,15 +50,18 @@ class Parsed:
 
 @dataclass(frozen=True, eq=False)
 class Stored(Deltas):
-    """Target → update, made of the file's tensors whenever it is asked for."""
+    """Target → update, made of the file's tensors whenever it is asked for; gains are kept."""
 
     tensors: Mapping[str, Tensor]
     keys_of: Mapping[str, Mapping[str, str]]
     alphas: Mapping[str, float | None]
     axes: Mapping[str, int]
     base: Base | None = None
+    _gains: dict[str, LowRankDelta] = field(default_factory=dict)  # a number a row
 
     def __getitem__(self, target: str) -> LowRankDelta:
+        if target in self._gains:
+            return self._gains[target]
         module = target.removesuffix(GAIN)
         parts = {part: self.tensors[key] for part, key in self.keys_of[module].items()}
         magnitude = _magnitude(parts)
@@ -67,6 +70,7 @@ class Stored(Deltas):
         if magnitude is None or self.base is None:
             return delta
         turned, gain = decomposed(delta, magnitude, self.base.weight(module))
+        self._gains[module + GAIN] = gain
         return turned if target == module else gain
 
     @property

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundError
+from lcm_arith.formats.pickles import is_pickle
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import BIAS, GAIN, PUBLISHED, fits, sgm_names, table, with_text_model
 
@@ -168,6 +169,13 @@ def _of_folder(folder: Path) -> Model:
 
 
 def _of_file(path: Path) -> Model:
+    if is_pickle(path):
+        raise InvalidContentError(
+            f"{path}: is a pickle (.ckpt, .bin, .pt), models are read as .safetensors alone",
+            hint="convert it once with diffusers, if you trust it: "
+            f"StableDiffusionPipeline.from_single_file({str(path)!r}).save_pretrained"
+            f"({path.stem!r}); of SDXL StableDiffusionXLPipeline",
+        )
     file = SafeFile.open(path, checkpoint=True)
     family = _family(file)
     if family is None:

@@ -75,7 +75,7 @@ def rebuild(registry: Registry, found: Found, *, base: Path | None = None) -> Re
     about = _about(file)
     with registry.objects.workspace() as folder:
         path = folder / "again.safetensors"
-        digest = save(tau, path, dtype=dtype, about=about, form=_form(tau, file))
+        digest = save(tau, path, dtype=dtype, about=about, form=_form(tau, file)).sha256
         again = SafeFile.open(path)
         tensors = tensors_digest(again, again.outlines())
     return Rebuilt(tensors, found.record.tensors, digest == found.record.object)

@@ -6,11 +6,13 @@ together; and its last bits do not depend on how many cores there are.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import Final, TypeVar
 
 import torch
@@ -19,6 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD: Final = 2  # results a thread that may wait to be taken
+_KEEP: Final = {-3: 32 * 2**20, -1: 128 * 2**20}  # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 
 @contextmanager
@@ -42,6 +45,7 @@ def ahead(
         items: What for.
         threads: At work at once; as many as there are cores for this process by default.
     """
+    _keep_memory()
     threads = threads or len(os.sched_getaffinity(0))
     before = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
@@ -56,3 +60,15 @@ def ahead(
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
+
+
+@cache
+def _keep_memory() -> None:
+    """Lets glibc keep freed memory for the next module: new pages cost more than most work.
+
+    Other C libraries have no such setting.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for setting, size in _KEEP.items():
+            libc.mallopt(setting, size)

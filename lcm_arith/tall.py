@@ -97,12 +97,12 @@ class Tall:
         gram = exact.T @ exact
         lengths = gram.diagonal().sqrt()
         r, failed = torch.linalg.cholesky_ex(gram / lengths / lengths[:, None], upper=True)
-        if failed or not r.isfinite().all():
+        if failed:
             return None
-        inverse = torch.linalg.solve_triangular(
-            r, torch.eye(rank, dtype=r.dtype, device=r.device), upper=True
-        )
-        if float(inverse.norm()) ** 2 * rank * torch.finfo(matrix.dtype).eps > _FACTOR:
+        eye = torch.eye(rank, dtype=r.dtype, device=r.device)
+        inverse = torch.linalg.solve_triangular(r, eye, upper=True, left=False)
+        factor = float(inverse.norm()) ** 2 * rank * torch.finfo(matrix.dtype).eps
+        if not factor <= _FACTOR:  # nor NaN
             return None
         return cls(matrix, r * lengths)
 

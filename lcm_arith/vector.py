@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 
@@ -28,6 +28,10 @@ class Deltas(Mapping[str, LowRankDelta]):
     @abstractmethod
     def names(self) -> Mapping[str, object]:
         """The targets, in order."""
+
+    def once(self, module: str) -> LowRankDelta:
+        """A delta; those that are kept once they were computed give one that is not kept."""
+        return self[module]
 
     def __contains__(self, target: object) -> bool:
         return target in self.names  # Mapping's own would compute it
@@ -60,15 +64,6 @@ class Lazy(Deltas):
         if target not in self.over:
             raise KeyError(target)
         return self.make(target)
-
-
-@runtime_checkable
-class Once(Protocol):
-    """Deltas that are kept once they were computed, but need not be."""
-
-    def once(self, module: str) -> LowRankDelta:
-        """A delta that is not kept."""
-        ...
 
 
 class Base(Protocol):
@@ -208,13 +203,7 @@ class TaskVector(Mapping[str, LowRankDelta]):
 
     def once(self, module: str) -> LowRankDelta:
         """``self[module]``, of which nothing is kept in memory for another time."""
-        return self._summed(
-            module,
-            [
-                w * (s.deltas.once(module) if isinstance(s.deltas, Once) else s.deltas[module])
-                for w, s in self._with(module)
-            ],
-        )
+        return self._summed(module, [w * _once(s.deltas, module) for w, s in self._with(module)])
 
     def _with(self, module: str) -> list[tuple[float, Source]]:
         return [(weight, source) for weight, source in self.terms if module in source.deltas]
@@ -226,3 +215,8 @@ class TaskVector(Mapping[str, LowRankDelta]):
             return own[0] if len(own) == 1 else concatenate(own)
         except IncompatibleError as error:
             raise IncompatibleError(f"{module}: {error.message}", hint=error.hint) from error
+
+
+def _once(deltas: Mapping[str, LowRankDelta], module: str) -> LowRankDelta:
+    """A delta, not kept where it was computed: see :meth:`Deltas.once`."""
+    return deltas.once(module) if isinstance(deltas, Deltas) else deltas[module]

@@ -26,7 +26,7 @@ from lcm_arith.errors import (
     StorageError,
     VerificationError,
 )
-from lcm_arith.formats.preflight import CHECKPOINT_DTYPES, SafeFile
+from lcm_arith.formats.preflight import CHECKPOINT_DTYPES, SafeFile, memory
 
 _DTYPE_NAMES: Final = {dtype: name for name, dtype in CHECKPOINT_DTYPES.items()}
 
@@ -301,8 +301,7 @@ def _bytes_of(tensor: Tensor, promised: Tensor) -> memoryview:
             f"{promised.dtype} {list(promised.shape)}",
             hint="please report it",
         )
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return plain.view(torch.uint8).numpy().data
+    return memory(tensor.detach().cpu().contiguous())
 
 
 def _read_back(part: Path, first: bytes, sums: Mapping[str, int]) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 from lcm_arith import dit
@@ -57,6 +57,7 @@ REFUSED: Final = {
     r".*\.vera_lambda_.*": "VeRA",
     r".*\.(?:bundle_emb.*|string_to_param.*|emb_params)": "a textual inversion",
 }
+_REFUSED: Final = re.compile("|".join(REFUSED))
 _EMBEDDING: Final = re.compile(r"<[^<>]{1,64}>")
 _ATTENTION_TYPES: Final = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -87,9 +88,8 @@ def sort_keys(keys: Iterable[str]) -> Sorted:
         if _EMBEDDING.fullmatch(key):
             embeddings.append(key)
             continue
-        kind = next((kind for pattern, kind in REFUSED.items() if re.fullmatch(pattern, key)), None)
-        if kind:
-            refused[key] = kind
+        if _REFUSED.fullmatch(key):
+            refused[key] = next(kind for own, kind in REFUSED.items() if re.fullmatch(own, key))
             continue
         found = split(key)
         if found is None:
@@ -101,6 +101,7 @@ def sort_keys(keys: Iterable[str]) -> Sorted:
     return Sorted(parts, tuple(embeddings), refused, tuple(unknown), tuple(twice))
 
 
+@lru_cache(2**15)
 def split(key: str) -> tuple[str, str] | None:
     """(canonical module or bias, part) of one key; None where it maps to nothing."""
     for pattern, part in _SUFFIXES:

@@ -94,8 +94,11 @@ class SafeFile(Mapping[str, Tensor]):
             return cls(path, *header, identity(found))
 
     def __getitem__(self, name: str) -> Tensor:
+        entry = self.entries[name]
+        tensor = torch.empty(entry.shape, dtype=entry.dtype)
         with self._opened() as descriptor:
-            return self._read(descriptor, name)
+            self._fill(descriptor, tensor, entry.start)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -123,13 +126,17 @@ class SafeFile(Mapping[str, Tensor]):
         """
         digest, kept, bad = hashlib.sha256(), {}, []
         largest = 0 if keep else max(e.end - e.start for e in self.entries.values())
-        buffer = bytearray(largest)  # memory that was touched once is cheaper than new memory
+        buffer = torch.empty(largest, dtype=torch.uint8)  # touched once, cheaper than new memory
         with self._opened() as descriptor:
-            first = min(entry.start for entry in self.entries.values())
-            digest.update(self._bytes(descriptor, 0, first))
-            for name in sorted(self.entries, key=lambda name: self.entries[name].start):
-                tensor = self._read(descriptor, name, None if keep else buffer)
-                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            first = torch.empty(min(e.start for e in self.entries.values()), dtype=torch.uint8)
+            digest.update(self._fill(descriptor, first, 0))
+            for name, entry in sorted(self.entries.items(), key=lambda item: item[1].start):
+                tensor = (
+                    torch.empty(entry.shape, dtype=entry.dtype)
+                    if keep
+                    else buffer[: entry.end - entry.start].view(entry.dtype).reshape(entry.shape)
+                )
+                digest.update(self._fill(descriptor, tensor, entry.start))
                 if not finite(tensor):
                     bad.append(name)
                 if keep:
@@ -152,24 +159,20 @@ class SafeFile(Mapping[str, Tensor]):
                 )
             yield descriptor
 
-    def _read(self, descriptor: int, name: str, buffer: bytearray | None = None) -> Tensor:
-        entry = self.entries[name]
-        data = self._bytes(descriptor, entry.start, entry.end, buffer)
-        if not data:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape)
-
-    def _bytes(
-        self, descriptor: int, start: int, end: int, buffer: bytearray | None = None
-    ) -> memoryview:
-        view = memoryview(bytearray(end - start) if buffer is None else buffer)[: end - start]
-        done = 0
+    def _fill(self, descriptor: int, tensor: Tensor, start: int) -> memoryview:
+        """Reads what lies from ``start`` on into ``tensor``; its memory."""
+        view, done = memory(tensor), 0
         while done < len(view):
             got = os.preadv(descriptor, [view[done:]], start + done)
             if not got:
                 raise InvalidContentError(f"{self.path}: was cut while it was read")
             done += got
         return view
+
+
+def memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, not copied."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(

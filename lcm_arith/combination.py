@@ -21,7 +21,7 @@ from lcm_arith.families import check_same_family
 from lcm_arith.modules import GAIN
 from lcm_arith.projection import check_device, reproject
 from lcm_arith.respelling import respelled
-from lcm_arith.vector import Deltas, Lazy, Source, TaskVector
+from lcm_arith.vector import Lazy, Once, Source, TaskVector
 from lcm_arith.weights import Term, weigh
 
 NONE: Final = "none"
@@ -136,7 +136,7 @@ def by_method(
 
 
 @dataclass(frozen=True, eq=False)
-class Combined(Deltas):
+class Combined(Once):
     """Target module → the terms' updates by a method; computed when first asked for, and once."""
 
     terms: tuple[TaskVector, ...]

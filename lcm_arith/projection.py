@@ -16,7 +16,7 @@ from lcm_arith.delta import LowRankDelta, concatenate
 from lcm_arith.errors import UsageError
 from lcm_arith.modules import GAIN
 from lcm_arith.pool import ahead, one_thread
-from lcm_arith.vector import Deltas, Lazy, Once, Source, TaskVector
+from lcm_arith.vector import Lazy, Once, Source, TaskVector
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ KEPT: Final = 128 * 2**20  # bytes of decompositions; with what malloc loses, tw
 
 
 @dataclass(frozen=True, eq=False)
-class LazyProjection(Deltas):
+class LazyProjection(Once):
     """Target module → re-projected delta; each is computed when first asked for, and once.
 
     :meth:`once` keeps its energies alone. Where ranks follow from all spectra, what they were found

@@ -29,10 +29,6 @@ class Deltas(Mapping[str, LowRankDelta]):
     def names(self) -> Mapping[str, object]:
         """The targets, in order."""
 
-    def once(self, module: str) -> LowRankDelta:
-        """A delta; those that are kept once they were computed give one that is not kept."""
-        return self[module]
-
     def __contains__(self, target: object) -> bool:
         return target in self.names  # Mapping's own would compute it
 
@@ -64,6 +60,14 @@ class Lazy(Deltas):
         if target not in self.over:
             raise KeyError(target)
         return self.make(target)
+
+
+class Once(Deltas):
+    """Deltas that are kept once they were computed, but need not be."""
+
+    @abstractmethod
+    def once(self, module: str) -> LowRankDelta:
+        """A delta that is not kept."""
 
 
 class Base(Protocol):
@@ -203,7 +207,13 @@ class TaskVector(Mapping[str, LowRankDelta]):
 
     def once(self, module: str) -> LowRankDelta:
         """``self[module]``, of which nothing is kept in memory for another time."""
-        return self._summed(module, [w * _once(s.deltas, module) for w, s in self._with(module)])
+        return self._summed(
+            module,
+            [
+                w * (s.deltas.once(module) if isinstance(s.deltas, Once) else s.deltas[module])
+                for w, s in self._with(module)
+            ],
+        )
 
     def _with(self, module: str) -> list[tuple[float, Source]]:
         return [(weight, source) for weight, source in self.terms if module in source.deltas]
@@ -215,8 +225,3 @@ class TaskVector(Mapping[str, LowRankDelta]):
             return own[0] if len(own) == 1 else concatenate(own)
         except IncompatibleError as error:
             raise IncompatibleError(f"{module}: {error.message}", hint=error.hint) from error
-
-
-def _once(deltas: Mapping[str, LowRankDelta], module: str) -> LowRankDelta:
-    """A delta, not kept where it was computed: see :meth:`Deltas.once`."""
-    return deltas.once(module) if isinstance(deltas, Deltas) else deltas[module]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import shutil
 import tarfile
 import time
 import unicodedata
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -574,14 +576,23 @@ def test_a_hostile_manifest_reaches_no_other_file(
     family: Registry, fresh: Registry, tmp_path: Path
 ) -> None:
     values = family.find("a").record.manifest()
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"object": "../../../etc/passwd"},
         {"previews": [{"sha256": "../x", "suffix": ".png"}]},
         {"families": [1]},
         {"bytes": "many"},
+        {"bytes": 2**70},
+        {"guess": {}},
+        {"guess": {"kind": 5}},
+        {"ranks": {"many": 1}},
+        {"norm": "long"},
+        {"parents": 5},
+        {"parents": ["../x"]},
+        {"components": [1]},
         {"previews": [5]},
         {"previews": [{"sha256": "0" * 64, "suffix": "/../../../evil"}]},
-    ):
+    )
+    for change in changes:
         data = canonical({**values, **change})
         sha = digest(data)
         out = io.BytesIO()
@@ -597,6 +608,39 @@ def test_a_hostile_manifest_reaches_no_other_file(
         with pytest.raises(InvalidContentError):
             archive.restore(fresh, tmp_path / "x.tar")
         assert names(fresh) == {}
+
+
+def test_a_bit_of_an_archive_that_is_not_as_it_was_changes_at_most_what_was_said(
+    family: Registry, backed: Path, tmp_path: Path
+) -> None:
+    whole, chosen, wanted = backed.read_bytes(), random.Random(0), names(family)
+    refused = 0
+    for number in range(60):
+        data, fresh = (
+            bytearray(whole),
+            Registry.open(tmp_path / f"r{number}", _lite(number, tmp_path)),
+        )
+        data[512 * chosen.randrange(len(data) // 512) + chosen.randrange(512)] ^= 4
+        backed.write_bytes(data if number % 3 else whole[: chosen.randrange(len(whole))])
+        try:
+            archive.restore(fresh, backed)
+        except InvalidContentError:
+            refused += 1
+            continue
+        found = names(fresh)
+        assert len({name for name in found if found[name] != wanted.get(name)}) <= 1
+        assert all(file_sha256(path) == path.name[:64] for path in fresh.objects)
+    assert 20 < refused < 60
+
+
+def _lite(number: int, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / f'r{number}' / 'index.db'}"
+
+
+def test_threads_of_one_process_wait_for_each_other(family: Registry) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: editing.tag(family, "a", [f"t{n}"]), range(24)))
+    assert family.find("a").state.tags == tuple(sorted(f"t{n}" for n in range(24)))
 
 
 def test_restore_of_nothing_is_told_so(fresh: Registry, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def _is_preview(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() == {"sha256", "suffix"}
-        and bool(_DIGEST.fullmatch(str(value["sha256"])))
+        and bool(DIGEST.fullmatch(str(value["sha256"])))
         and bool(_SUFFIX.fullmatch(str(value["suffix"])))
     )
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from faults import Names, Tally, adapters, names, sound, timed
+from faults import Tally, sound, timed
+from stores import Names, adapters, names
 from tracer import outcome
 
 from lcm_arith.adapters import load

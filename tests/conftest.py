@@ -11,11 +11,17 @@ from typing import Any
 import pytest
 import torch
 from servers import Server, postgres
+from stores import adapters
 
+from lcm_arith.adapters import save
+from lcm_arith.combination import combine_terms
 from lcm_arith.families import embedded
 from lcm_arith.fuse import LiveWeights
+from lcm_arith.registry import adding
+from lcm_arith.registry.store import Registry
 from lcm_arith.sampling import load_pipeline
 from lcm_arith.vector import TaskVector
+from lcm_arith.weights import parse_term
 
 
 @pytest.fixture
@@ -75,6 +81,29 @@ def index_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'index' / 'index.db'}"
     running: Server = request.getfixturevalue("server")
     return running.url()
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Six adapters, and one that was made of the first two."""
+    folder = tmp_path_factory.mktemp("adapters")
+    paths = adapters(folder, 6)
+    terms = [parse_term(f"{paths[0]}:0.8"), parse_term(f"{paths[1]}:-0.5,mid=0.25")]
+    save(combine_terms(terms), folder / "made.safetensors")
+    return [*paths, folder / "made.safetensors"]
+
+
+@pytest.fixture
+def registry(tmp_path: Path, index_url: str) -> Registry:
+    return Registry.open(tmp_path / "store", index_url)
+
+
+@pytest.fixture
+def family(registry: Registry, files: list[Path]) -> Registry:
+    """``a`` and ``b``, and ``child`` that was made of both."""
+    for name, path in (("a", files[0]), ("b", files[1]), ("child", files[6])):
+        adding.add(registry, path, name=name)
+    return registry
 
 
 @pytest.fixture(scope="session", autouse=True)

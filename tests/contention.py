@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from faults import Names, Tally, adapters, names, sound, timed
+from faults import Tally, sound, timed
+from stores import Names, adapters, names
 from tracer import outcome
 
 from lcm_arith.adapters import load
@@ -197,7 +198,7 @@ def writers(folder: Path, url: str, processes: int, each: int) -> Tally:
     """F6: nothing that a writer said is lost, and nobody waits for long."""
     paths = adapters(folder, 8)
     registry = Registry.open(folder / "written", url)
-    for name in ("shared", "other"):
+    for name in ("shared", *sorted({_field(own)[0] for own in range(processes)})):
         adding.add(registry, paths[0], name=name)
 
     def work(own: int) -> list[tuple[str, float]]:
@@ -218,11 +219,12 @@ def writers(folder: Path, url: str, processes: int, each: int) -> Tally:
     turns = [(own, turn) for own in range(processes) for turn in range(each)]
     tags = {f"t{own}-{turn}" for own, turn in turns if turn % 4 == 0}
     notes = {f"n{own}-{turn}" for own, turn in turns if turn % 4 == 1}
-    settings = {f"s{own}-{turn}" for own, turn in turns if turn % 4 == 2}
+    last = {own: f"s{own}-{turn}" for own, turn in turns if turn % 4 == 2}
+    kept = {own: found[_field(own)[0]].settings.get(_field(own)[1]) for own in last}
     added = {f"v{own}-{turn}" for own, turn in turns if turn % 4 == 3}
     lost = (
         len(tags - set(found["shared"].tags)) + abs(len(notes) - len(found["shared"].notes))
-        + len(notes - set(found["shared"].notes)) + len(settings - found["other"].settings.keys())
+        + len(notes - set(found["shared"].notes)) + sum(kept[own] != last[own] for own in last)
         + len(added - found.keys())
     )  # fmt: skip
     tally.check(lost == 0, f"{lost} updates of {tally.points} are lost")
@@ -234,6 +236,14 @@ def writers(folder: Path, url: str, processes: int, each: int) -> Tally:
     return tally
 
 
+_FIELDS: Final = ("title", "author", "description", "negative_prompt")
+
+
+def _field(own: int) -> tuple[str, str]:
+    """A name and a field of it that one writer alone sets; others set the others."""
+    return f"other{own // len(_FIELDS)}", _FIELDS[own % len(_FIELDS)]
+
+
 def _one(registry: Registry, paths: list[Path], own: int, turn: int) -> str:
     text = f"{own}-{turn}"
     if turn % 4 == 0:
@@ -241,7 +251,8 @@ def _one(registry: Registry, paths: list[Path], own: int, turn: int) -> str:
     elif turn % 4 == 1:
         editing.note(registry, "shared", f"n{text}")
     elif turn % 4 == 2:
-        editing.set_values(registry, "other", {f"s{text}": "1"})
+        name, field = _field(own)
+        editing.set_values(registry, name, {field: f"s{text}"})
     else:
         adding.add(registry, paths[turn % len(paths)], name=f"v{text}")
     return ("tag", "note", "set", "add")[turn % 4]

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-import tarfile
-import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import SMALL, adapters, names
+from stores import SMALL, names, problems
 from support import random_vector
 
 from lcm_arith.adapters import load, save
-from lcm_arith.combination import combine_terms
 from lcm_arith.errors import (
     InvalidContentError,
     LcmArithError,
@@ -27,43 +23,11 @@ from lcm_arith.errors import (
     StorageError,
     UsageError,
 )
-from lcm_arith.registry import adding, archive, comparing, editing, lineage, rebuilding, upkeep
-from lcm_arith.registry.manifests import canonical, digest
+from lcm_arith.registry import adding, comparing, editing, lineage
 from lcm_arith.registry.names import RESERVED, check_name, name_of
 from lcm_arith.registry.objects import file_sha256
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
-from lcm_arith.weights import parse_term
-
-DAYS = 86400.0
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Six adapters, and one that was made of the first two."""
-    folder = tmp_path_factory.mktemp("adapters")
-    paths = adapters(folder, 6)
-    terms = [parse_term(f"{paths[0]}:0.8"), parse_term(f"{paths[1]}:-0.5,mid=0.25")]
-    save(combine_terms(terms), folder / "made.safetensors")
-    return [*paths, folder / "made.safetensors"]
-
-
-@pytest.fixture
-def registry(tmp_path: Path, index_url: str) -> Registry:
-    return Registry.open(tmp_path / "store", index_url)
-
-
-@pytest.fixture
-def family(registry: Registry, files: list[Path]) -> Registry:
-    """``a`` and ``b``, and ``child`` that was made of both."""
-    for name, path in (("a", files[0]), ("b", files[1]), ("child", files[6])):
-        adding.add(registry, path, name=name)
-    return registry
-
-
-def problems(registry: Registry, *, deep: bool = False) -> list[tuple[str, tuple[str, ...]]]:
-    return [(own.what, own.names) for own in upkeep.verify(registry, deep=deep).problems]
-
 
 # Adding and finding.
 
@@ -310,298 +274,6 @@ def test_a_parent_with_another_name_may_lose_one(family: Registry, files: list[P
     adding.add(family, files[0], name="copy")
     assert editing.remove(family, "a") == []
     assert lineage.lineage(family, family.find("child")).parents[0].name == "copy"
-
-
-# gc.
-
-
-def test_gc_keeps_what_a_child_was_made_of(family: Registry) -> None:
-    for name in ("a", "b"):
-        editing.remove(family, name, force=True)
-    assert upkeep.gc(family, older_than=-1).files == ()
-    assert rebuilding.rebuild(family, family.find("child")).equal
-    swept = upkeep.gc(family, older_than=-1, keep_parents=False)
-    assert len(swept.files) == 4
-    assert len(list(family.objects)) == len(list(family.manifests)) == 1
-    assert not problems(family, deep=True)
-    with pytest.raises(NotFoundError, match="does not have"):
-        rebuilding.rebuild(family, family.find("child"))
-
-
-def test_gc_spares_what_is_young(family: Registry) -> None:
-    editing.remove(family, "child")
-    assert upkeep.gc(family).files == ()
-    for path in (family.root / "objects").rglob("*.safetensors"):
-        os.utime(path, (time.time() - 2 * DAYS,) * 2)
-    assert upkeep.gc(family).files == ()  # its manifest is young, and it is found by its digest
-    for path in (family.root / "manifests").rglob("*.json"):
-        os.utime(path, (time.time() - 2 * DAYS,) * 2)
-    assert len(upkeep.gc(family).files) == 2
-
-
-def test_a_dry_run_of_gc_removes_nothing(family: Registry) -> None:
-    editing.remove(family, "child")
-    told = upkeep.gc(family, older_than=-1, dry_run=True)
-    assert len(told.files) == 2
-    assert told.bytes == sum(Path(own).stat().st_size for own in told.files)
-    assert upkeep.gc(family, older_than=-1) == told
-    assert not any(Path(own).exists() for own in told.files)
-    with pytest.raises(NotFoundError):
-        family.find("sha256:" + Path(told.files[-1]).name[:64])
-
-
-def test_gc_takes_the_workspaces_of_the_dead_alone(family: Registry) -> None:
-    dead = family.root / "tmp" / f"{os.uname().nodename}-999999999-abc"
-    mine = family.root / "tmp" / f"{os.uname().nodename}-{os.getpid()}-abc"
-    foreign = family.root / "tmp" / "another-host-1-abc"
-    for folder in (dead, mine, foreign):
-        folder.mkdir()
-    assert upkeep.gc(family, older_than=-1).pieces == (str(dead),)
-    os.utime(foreign, (time.time() - 2 * DAYS,) * 2)
-    assert upkeep.gc(family).pieces == (str(foreign),)
-    assert mine.exists()
-
-
-def test_gc_with_a_lost_index_loses_nothing(family: Registry, tmp_path: Path) -> None:
-    before = names(family)
-    other = Registry.open(family.root, f"sqlite:///{tmp_path / 'new.db'}")
-    assert upkeep.gc(other, older_than=-1).files == ()
-    assert names(other) == before
-
-
-def test_gc_refuses_where_a_manifest_is_lost(family: Registry) -> None:
-    family.manifests.path(str(family.find("a").state.record)).unlink()
-    with pytest.raises(InvalidContentError, match="a: its manifest is lost"):
-        upkeep.gc(family, older_than=-1)
-
-
-# verify and reindex.
-
-
-def test_verify_tells_each_kind_of_problem(family: Registry) -> None:
-    editing.alias(family, "best", "a")
-    a, b, child = (family.find(name) for name in ("a", "b", "child"))
-    a.path.unlink()
-    b.path.chmod(0o644)
-    os.truncate(b.path, 100)
-    family.manifests.path(str(child.state.record)).unlink()
-    (family.root / "names/a.json").write_bytes(b"{")
-    shutil.copy(family.root / "names/b.json", family.root / "names/stray.json")
-    found = {(who, what.split(":")[-1].strip()[:30]) for what, who in problems(family)}
-    assert {who for who, _ in found} == {("a",), ("b",), ("child",), ("stray",)}
-    text = "\n".join(f"{who} {what}" for what, who in problems(family))
-    for part in ("is missing", f"has 100 of {b.record.bytes} bytes", "cannot be read", "not JSON"):
-        assert part in text
-    assert "is in names, not in the index" in text
-
-
-def test_verify_tells_of_an_index_that_says_other_things(family: Registry) -> None:
-    with family.index.change() as change:
-        change.connection.exec_driver_sql("UPDATE records SET bytes = 1 WHERE modules = 2")
-    assert {what for what, _ in problems(family)} == {
-        "the index says other things than the manifest: reindex"
-    }
-    upkeep.reindex(family)
-    assert not problems(family)
-
-
-@pytest.mark.parametrize("which", ["object", "manifest"])
-def test_deep_verify_puts_damage_aside_and_a_new_add_heals_it(
-    family: Registry, files: list[Path], which: str
-) -> None:
-    found = family.find("a")
-    path = found.path if which == "object" else family.manifests.path(str(found.state.record))
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-    first, *_ = upkeep.verify(family, deep=True).problems
-    assert first.names == ("a",)
-    assert Path(str(first.quarantined)).read_bytes() == data
-    assert not path.exists()
-    adding.add(family, files[0], name="again")
-    upkeep.reindex(family)
-    assert not problems(family, deep=True)
-
-
-def test_reindex_restores_everything_that_was_said(family: Registry) -> None:
-    editing.alias(family, "best", "a")
-    editing.tag(family, "a", ["x"])
-    editing.note(family, "b", "n")
-    editing.set_values(family, "child", {"kind": "task"})
-    before = family.rows()
-    with family.index.change() as change:
-        change.connection.exec_driver_sql("DELETE FROM names")
-        change.connection.exec_driver_sql("DELETE FROM parents")
-        change.connection.exec_driver_sql("DELETE FROM records")
-    assert upkeep.reindex(family).names == 4
-    assert family.rows() == before
-
-
-def test_reindex_names_what_it_cannot_read(family: Registry) -> None:
-    (family.root / "names/a.json").write_bytes(b"[]")
-    family.manifests.path(str(family.find("b").state.record)).unlink()
-    done = upkeep.reindex(family)
-    assert done.lost.keys() == {"a", "b"}
-    assert set(names(family)) == {"b", "child"}
-
-
-def test_a_lost_file_of_a_name_is_never_overwritten(family: Registry, files: list[Path]) -> None:
-    path = family.root / "names/kept.json"
-    shutil.copy(family.root / "names/a.json", path)
-    before = path.read_bytes()
-    with pytest.raises(OutputExistsError, match="the index does not know it"):
-        adding.add(family, files[2], name="kept")
-    assert path.read_bytes() == before
-
-
-# Backup and restore.
-
-
-@pytest.fixture
-def backed(family: Registry, tmp_path: Path) -> Path:
-    editing.alias(family, "best", "a")
-    editing.tag(family, "a", ["x"])
-    archive.backup(family, tmp_path / "backup.tar")
-    return tmp_path / "backup.tar"
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Registry:
-    return Registry.open(tmp_path / "fresh", f"sqlite:///{tmp_path / 'fresh' / 'index.db'}")
-
-
-def test_a_backup_is_the_same_bytes_each_time(
-    family: Registry, backed: Path, fresh: Registry, tmp_path: Path
-) -> None:
-    archive.backup(family, tmp_path / "again.tar")
-    assert (tmp_path / "again.tar").read_bytes() == backed.read_bytes()
-    archive.restore(fresh, backed)
-    archive.backup(fresh, tmp_path / "third.tar")
-    assert (tmp_path / "third.tar").read_bytes() == backed.read_bytes()
-
-
-def test_a_backup_is_not_overwritten_unasked(family: Registry, backed: Path) -> None:
-    with pytest.raises(OutputExistsError):
-        archive.backup(family, backed)
-    archive.backup(family, backed, force=True)
-
-
-def test_restore_gives_all_back(family: Registry, backed: Path, fresh: Registry) -> None:
-    done = archive.restore(fresh, backed)
-    assert (done.names, done.files) == (4, 6)
-    assert fresh.rows() == family.rows()
-    assert not problems(fresh, deep=True)
-    assert rebuilding.rebuild(fresh, fresh.find("child")).equal
-    again = archive.restore(fresh, backed)
-    assert again.files == 0
-
-
-def test_restore_refuses_names_with_other_content(
-    backed: Path, fresh: Registry, files: list[Path]
-) -> None:
-    adding.add(fresh, files[3], name="b")
-    before = names(fresh)
-    with pytest.raises(OutputExistsError, match="b: there are vectors"):
-        archive.restore(fresh, backed)
-    assert names(fresh) == before
-    archive.restore(fresh, backed, force=True)
-    assert set(names(fresh)) == {"a", "b", "best", "child"}
-    assert not problems(fresh, deep=True)
-
-
-def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
-    """A tar archive with one member."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        info = tarfile.TarInfo(name)
-        info.size, info.type, info.linkname = len(data), kind, link
-        tar.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
-_STATE = State(record="0" * 64).text().encode()
-_SHA = digest(b"content")
-HOSTILE = {
-    "no tar": b"no tar at all" * 100,
-    "cut": member("names/a.json", _STATE)[:600],
-    "up": member("names/../../../evil.json", _STATE),
-    "absolute": member("/names/a.json", _STATE),
-    "dot": member(".", b""),
-    "empty name": member("", b"x"),
-    "symbolic link": member("names/a.json", kind=tarfile.SYMTYPE, link="/etc/passwd"),
-    "hard link": member("names/a.json", kind=tarfile.LNKTYPE, link="names/b.json"),
-    "device": member("names/a.json", kind=tarfile.CHRTYPE),
-    "pipe": member("names/a.json", kind=tarfile.FIFOTYPE),
-    "folder": member("names/a.json", kind=tarfile.DIRTYPE),
-    "elsewhere": member("index.db", b"x"),
-    "unknown folder": member("evil/a.json", _STATE),
-    "too deep": member(f"objects/sha256/ab/cd/{_SHA}.safetensors", b"content"),
-    "wrong shard": member(f"objects/sha256/00/{_SHA}.safetensors", b"content"),
-    "shard of dots": member(f"objects/sha256/../{_SHA}.safetensors", b"content"),
-    "wrong object": member(f"objects/sha256/{'0' * 2}/{'0' * 64}.safetensors", b"content"),
-    "wrong manifest": member(f"manifests/sha256/{'0' * 2}/{'0' * 64}.json", b"{}"),
-    "no name": member("names/UP.json", _STATE),
-    "name of Windows": member("names/nul.json", _STATE),
-    "state of no kind": member("names/a.json", b"[1]"),
-    "state of a newer": member("names/a.json", b'{"record":null,"newer":1}'),
-    "state of other types": member("names/a.json", b'{"record":5,"tags":"ab"}'),
-    "half a surrogate pair": member(
-        "names/a.json", b'{"notes":["\\ud800"],"record":"' + b"0" * 64 + b'"}'
-    ),
-    "state of nothing": member("names/a.json", b"{}"),
-    "record is a path": member("names/a.json", b'{"record":"../../x"}'),
-    "record is missing": member("names/a.json", _STATE),
-    "bytes that are no text": member("names/a.json", b"\xff\xfe"),
-    "twice": member("names/a.json", _STATE)[:1024] + member("names/a.json", _STATE),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_archive_is_refused(fresh: Registry, tmp_path: Path, case: str) -> None:
-    (tmp_path / "x.tar").write_bytes(HOSTILE[case])
-    before = {path for path in tmp_path.rglob("*") if fresh.root not in path.parents}
-    with pytest.raises(InvalidContentError):
-        archive.restore(fresh, tmp_path / "x.tar")
-    assert names(fresh) == {}
-    assert not list(fresh.objects)
-    assert not list((fresh.root / "tmp").glob("*"))
-    after = {path for path in tmp_path.rglob("*") if fresh.root not in path.parents}
-    assert after - before <= {fresh.root}
-
-
-def test_a_hostile_manifest_reaches_no_other_file(
-    family: Registry, fresh: Registry, tmp_path: Path
-) -> None:
-    values = family.find("a").record.manifest()
-    for change in (
-        {"object": "../../../etc/passwd"},
-        {"previews": [{"sha256": "../x", "suffix": ".png"}]},
-        {"families": [1]},
-        {"bytes": "many"},
-        {"previews": [5]},
-        {"previews": [{"sha256": "0" * 64, "suffix": "/../../../evil"}]},
-    ):
-        data = canonical({**values, **change})
-        sha = digest(data)
-        out = io.BytesIO()
-        with tarfile.open(fileobj=out, mode="w") as tar:
-            for name, content in (
-                (f"manifests/sha256/{sha[:2]}/{sha}.json", data),
-                ("names/a.json", State(record=sha).text().encode()),
-            ):
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-        (tmp_path / "x.tar").write_bytes(out.getvalue())
-        with pytest.raises(InvalidContentError):
-            archive.restore(fresh, tmp_path / "x.tar")
-        assert names(fresh) == {}
-
-
-def test_restore_of_nothing_is_told_so(fresh: Registry, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"gone\.tar"):
-        archive.restore(fresh, tmp_path / "gone.tar")
 
 
 # Names.

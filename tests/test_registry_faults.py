@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import descent
 import faults
 import pytest
 import tracer
 import wear
 from contention import killed_at_random, readers, same, writers
-from faults import OPERATIONS, Stores, Tally, adapters
+from faults import Tally
+from stores import OPERATIONS, Stores, adapters, lite
 from tracer import Call, traced
 
 from lcm_arith.registry import adding, editing, upkeep
@@ -54,7 +56,7 @@ def test_an_old_schema_is_brought_up_and_a_newer_refused(
     stores: Stores, kind: str, request: pytest.FixtureRequest
 ) -> None:
     url = request.getfixturevalue("server").url() if kind == "postgresql" else None
-    lossless(wear.schemas(stores, url), 2)
+    lossless(faults.schemas(stores, url), 2)
 
 
 def test_writers_at_once_lose_nothing(tmp_path: Path, index_url: str) -> None:
@@ -98,7 +100,7 @@ def test_clocks_that_are_wrong(stores: Stores) -> None:
 
 
 def test_what_was_made_is_made_again_to_the_last_bit(tmp_path: Path) -> None:
-    lossless(wear.rebuilt(tmp_path, 8), 8)
+    lossless(descent.rebuilt(tmp_path, 8), 8)
 
 
 def test_bytes_are_on_the_disk_before_their_name_and_the_name_before_the_commit(
@@ -166,7 +168,7 @@ def test_a_kill_and_a_refusal_are_what_they_say(tmp_path: Path) -> None:
     path = adapters(tmp_path, 1)[0]
 
     def act() -> str:
-        return adding.add(wear.lite(tmp_path / "s"), path, name="new").name
+        return adding.add(lite(tmp_path / "s"), path, name="new").name
 
     run = traced(act, tmp_path / "s", kill_at=5)
     assert (run.killed, len(run.calls), run.told) == (True, 6, {})
@@ -175,7 +177,7 @@ def test_a_kill_and_a_refusal_are_what_they_say(tmp_path: Path) -> None:
     assert "No space left on device" in run.told["message"]
     assert f"{path.stat().st_size:,} bytes are needed" in run.told["message"]
     assert traced(act, tmp_path / "s").told == {"done": "new"}
-    assert not upkeep.verify(wear.lite(tmp_path / "s"), deep=True).problems
+    assert not upkeep.verify(lite(tmp_path / "s"), deep=True).problems
 
 
 def test_a_system_that_refuses_tracing_is_told(

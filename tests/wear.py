@@ -15,28 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from faults import SMALL, Stores, Tally, adapters, fill_oldest, names, sound, timed
+from faults import Tally, sound, timed
+from stores import SMALL, Stores, adapters, lite, names
 from support import random_vector
 from tracer import Call, traced
 
 from lcm_arith.adapters import save
-from lcm_arith.budgets import Budget
-from lcm_arith.combination import combine_terms
-from lcm_arith.elementwise import SPACES, How
-from lcm_arith.errors import IncompatibleError, LcmArithError, StorageError
-from lcm_arith.methods import METHODS
-from lcm_arith.registry import adding, database, editing, rebuilding, upkeep
+from lcm_arith.errors import LcmArithError, StorageError
+from lcm_arith.registry import adding, editing, upkeep
 from lcm_arith.registry.store import Registry
-from lcm_arith.weights import parse_term
 
 NOBODY: Final = 65534
 _PAGE: Final = 4096  # bytes
-
-
-def lite(root: Path) -> Registry:
-    """A store with its index in its folder."""
-    return Registry.open(root, f"sqlite:///{root / 'index.db'}")
 
 
 # F9: the source changes while it is read.
@@ -185,33 +175,6 @@ def _stamps(registry: Registry) -> dict[str, tuple[int, ...]]:
     return {name: (own.st_ino, own.st_mtime_ns, own.st_mode) for name, own in found.items()}
 
 
-@timed
-def schemas(stores: Stores, url: str | None = None) -> Tally:
-    """F12: an index of schema 0 comes up to date with its names and notes; a newer is refused."""
-    tally = Tally(points=2)
-    with stores.copy("base" if url else "old") as (registry, _):
-        if url:
-            shutil.rmtree(registry.root / "names")
-            registry = Registry.open(registry.root, url)
-            with database.alone(registry.index.engine) as connection, connection.begin():
-                fill_oldest(connection, stores.oldest())
-        with tally.promised("schema 0"):
-            found = names(registry)
-            tally.check(found.keys() == {"a", "b"}, f"names: {found}")
-            tally.check(found["a"].notes == ("a note",), f"the note: {found['a']}")
-            sound(tally, registry, "schema 0")
-        newer = {"name": "9999_newer", "applied": "2099-01-01T00:00:00+00:00"}
-        with registry.index.engine.begin() as connection:
-            connection.execute(database.migrations.insert().values(newer))
-        for act in (registry.rows, lambda: editing.tag(registry, "a", ["x"])):
-            try:
-                act()
-                tally.losses.append("a newer schema was not refused")
-            except IncompatibleError as error:
-                tally.check(error.exit_code == 6 and "9999_newer" in error.message, str(error))
-    return tally
-
-
 # F14: odd surroundings.
 
 
@@ -355,54 +318,3 @@ def clocks(stores: Stores) -> Tally:
             tally.check(not upkeep.verify(registry, deep=True).problems, f"{where}: verify")
         tally.points += 1
     return tally
-
-
-# F16: what was made can be made again.
-
-_WEIGHTS: Final = ("0.8", "1", "-0.35", "1.25", "0.5,mid=0.25", "-0.1,down.0=1")
-_BUDGETS: Final = (None, None, ("rank", 3), ("energy", 0.95), ("max_error", 0.1), ("size", 9000))
-_FORMS: Final = ("diffusers", "kohya", "peft")
-
-
-@timed
-def rebuilt(folder: Path, count: int, seed: int = 0) -> Tally:
-    """F16: random combinations of combinations, each rebuilt by its record to the last bit."""
-    tally, registry, chosen = Tally(), lite(folder / "made"), random.Random(seed)
-    depths = {}
-    for number, path in enumerate(adapters(folder, 5)):
-        adding.add(registry, path, name=f"leaf{number}")
-        depths[f"leaf{number}"] = 0
-    for number in range(count):
-        name, path = f"dag{number}", folder / f"dag{number}.safetensors"
-        usable = sorted(own for own, depth in depths.items() if depth < 5)
-        deep = sorted(usable, key=lambda own: -depths[own])[:6]
-        some = chosen.sample(sorted({*deep, *chosen.sample(usable, 3)}), chosen.choice((2, 3)))
-        what = _made(registry, path, some, chosen)
-        adding.add(registry, path, name=name)
-        depths[name] = 1 + max(depths[own] for own in some)
-        with tally.promised(f"{name} of {some} by {what}"):
-            done = rebuilding.rebuild(registry, registry.find(name))
-            tally.check(done.equal, f"{name} of {some} by {what}: other tensors")
-        tally.points += 1
-    tally.figures = {"deepest": max(depths.values())}
-    return tally
-
-
-def _made(registry: Registry, path: Path, names: list[str], chosen: random.Random) -> str:
-    """Writes a random combination; what it was."""
-    weights = [chosen.choice(_WEIGHTS) for _ in names]
-    method = chosen.choice(("linear", *METHODS))
-    how = How(chosen.choice((0.4, 0.7)), chosen.choice(SPACES), chosen.randrange(9))
-    dtype, form = chosen.choice((torch.float32, torch.float16)), chosen.choice(_FORMS)
-    kind = chosen.choice(_BUDGETS)
-    tau = combine_terms(
-        [
-            parse_term(f"{registry.find(own).path}:{weight}")
-            for own, weight in zip(names, weights, strict=True)
-        ],
-        method=method,
-        budget=None if kind is None else Budget(kind[0], kind[1], dtype.itemsize),
-        how=None if METHODS[method].function else how,
-    )
-    save(tau, path, dtype=dtype, form=form, about={"kind": "combined"})
-    return f"{method} {how} {kind} {dtype} {form} {weights}"

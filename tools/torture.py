@@ -34,8 +34,10 @@ RESULTS: Final = ROOT / "benchmarks" / "results" / "torture.md"
 sys.path.insert(0, str(ROOT / "tests"))
 
 import contention  # noqa: E402  (they are the tests' own)
+import descent  # noqa: E402
 import faults  # noqa: E402
 import servers  # noqa: E402
+import stores  # noqa: E402
 import wear  # noqa: E402
 from faults import Tally  # noqa: E402
 
@@ -55,9 +57,9 @@ class Ground:
     ending: ExitStack = field(default_factory=ExitStack)
 
     @cached_property
-    def stores(self) -> faults.Stores:
+    def stores(self) -> stores.Stores:
         """Prepared stores."""
-        return faults.Stores.make(self.place("stores"))
+        return stores.Stores.make(self.place("stores"))
 
     @cached_property
     def server(self) -> servers.Server:
@@ -103,11 +105,11 @@ def _random_kills(ground: Ground) -> Tally:
 
 
 def _killed(ground: Ground) -> Tally:
-    return faults.killed_at_calls(ground.stores, ground.many(48), faults.OPERATIONS)
+    return faults.killed_at_calls(ground.stores, ground.many(48), stores.OPERATIONS)
 
 
 def _refused(ground: Ground) -> Tally:
-    return faults.refused_at_calls(ground.stores, ground.many(20), faults.OPERATIONS)
+    return faults.refused_at_calls(ground.stores, ground.many(20), stores.OPERATIONS)
 
 
 def _writers(ground: Ground, url: str) -> Tally:
@@ -151,9 +153,9 @@ PARTS: Final = (
     Part("F12k", "the same, PostgreSQL", "old or new, notes kept", 20,
          lambda g: faults.killed_at_statements(g.stores, url=g.server.url)),
     Part("F12n", "schema 0 and a newer one, SQLite", "brought up; refused with exit 6", 2,
-         lambda g: wear.schemas(g.stores)),
+         lambda g: faults.schemas(g.stores)),
     Part("F12p", "the same, PostgreSQL", "brought up; refused with exit 6", 2,
-         lambda g: wear.schemas(g.stores, g.server.url())),
+         lambda g: faults.schemas(g.stores, g.server.url())),
     Part("F14", "store that may only be read", "read; writes exit 5", 6,
          lambda g: wear.read_only(g.stores)),
     Part("F14o", "folders with spaces, emoji, 255 bytes, signs of URLs", "as anywhere", 5,
@@ -163,7 +165,7 @@ PARTS: Final = (
     Part("F14c", "clocks 40 years off, both ways", "gc takes nothing that is needed", 4,
          lambda g: wear.clocks(g.stores)),
     Part("F16", "random combinations of combinations, made again", "50 of 50 bit-equal", 50,
-         lambda g: wear.rebuilt(g.place("made"), g.many(50))),
+         lambda g: descent.rebuilt(g.place("made"), g.many(50))),
 )  # fmt: skip
 
 
@@ -182,7 +184,7 @@ def row(part: Part, tally: Tally, scale: float) -> str:
 
 def _figures(figures: dict[str, Any]) -> str:
     calls = [
-        value for name, value in figures.items() if name in {o.name for o in faults.OPERATIONS}
+        value for name, value in figures.items() if name in {o.name for o in stores.OPERATIONS}
     ]
     if calls:
         return f"{sum(calls)} calls in all"

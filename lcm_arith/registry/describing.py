@@ -25,7 +25,7 @@ from lcm_arith.pool import one_thread
 from lcm_arith.registry.facts import Facts, from_header, merge
 from lcm_arith.registry.fingerprints import fingerprint
 from lcm_arith.registry.recognise import Outline, guess_kind
-from lcm_arith.registry.records import Record
+from lcm_arith.registry.records import DIGEST, Record
 from lcm_arith.vector import Source, TaskVector
 
 _MAGNITUDES: Final = ("lora_magnitude_vector", "dora_scale")
@@ -148,7 +148,7 @@ def _parents(made: Any) -> Iterator[str]:
     for term in terms if isinstance(terms, list) else []:
         if not isinstance(term, dict):
             continue
-        if isinstance(term.get("sha256"), str):
+        if isinstance(term.get("sha256"), str) and DIGEST.fullmatch(term["sha256"]):
             yield term["sha256"]
         yield from _parents(term.get("of"))
 

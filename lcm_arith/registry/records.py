@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -89,14 +90,38 @@ class Record:
         except (TypeError, ValueError):
             raise InvalidContentError(f"{where}: families are of no such form") from None
         for name in ("components", "parents", "previews"):
+            if not isinstance(given[name], list | tuple):
+                raise InvalidContentError(f"{where}: {name} are of no such form")
             given[name] = tuple(given[name])
         record = cls(**given)
         wrong = [name for name, kind in _TYPES.items() if not isinstance(given[name], kind)]
         wrong += ["previews"] * (not all(map(_is_preview, record.previews)))
-        if wrong or not _DIGEST.fullmatch(record.object):
-            wrong = wrong or ["a digest"]
-            raise InvalidContentError(f"{where}: {', '.join(wrong)} is not of the form it has")
+        if wrong or not all(DIGEST.fullmatch(own) for own in record.digests()):
+            raise InvalidContentError(
+                f"{where}: {', '.join(wrong) or 'a digest'} is not of the form it has"
+            )
+        if not record.fits():
+            raise InvalidContentError(f"{where}: holds what has no place in the index")
         return record
+
+    def fits(self) -> bool:
+        """Whether a database takes its columns, and its norm is a number."""
+        try:
+            row = self.columns("")
+            norm = float(self.norm)
+        except (TypeError, ValueError, KeyError):
+            return False
+        return (
+            math.isfinite(norm)
+            and 0 <= self.modules < 2**31
+            and all(0 <= number < 2**63 for number in (self.bytes, self.parameters))
+            and all(isinstance(text, str) for text in (*self.components, row["kind"]))
+        )
+
+    def digests(self) -> tuple[str, ...]:
+        """Every sha256 in it."""
+        shown = (own["sha256"] for own in self.previews)
+        return (self.object, self.data, self.tensors, *map(str, self.parents), *shown)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest's values."""
@@ -201,7 +226,7 @@ _TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     **dict.fromkeys(("bytes", "modules", "parameters"), int),
     "link": (str, type(None)),
 }
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,12}")
 
 
@@ -209,7 +234,7 @@ def _is_preview(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() == {"sha256", "suffix"}
-        and bool(_DIGEST.fullmatch(str(value["sha256"])))
+        and bool(DIGEST.fullmatch(str(value["sha256"])))
         and bool(_SUFFIX.fullmatch(str(value["suffix"])))
     )
 

@@ -102,7 +102,6 @@ def kind_of(adapter: str) -> dict[str, Any]:
     """
     from lcm_arith.embedded import files
     from lcm_arith.errors import NotFoundError, UsageError
-    from lcm_arith.registry.records import KINDS
     from lcm_arith.registry.store import Registry
 
     if adapter not in files.vector_names() and Path(adapter).exists():
@@ -111,5 +110,5 @@ def kind_of(adapter: str) -> dict[str, Any]:
         found = Registry.open().find(adapter)
     except (NotFoundError, UsageError):  # a file that is not there; loading it tells
         return {}
-    kind = found.state.settings.get("kind") or found.record.made.get("kind")
-    return {"kind": kind} if kind in KINDS else {}
+    kind = found.record.said(found.state)["kind"]
+    return {} if kind["source"] == "assumed" else {"kind": kind["value"]}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lcm_arith.cli import completion, options
-from lcm_arith.cli.output import print_json, stderr, stdout
+from lcm_arith.cli.output import Stages, print_json, progress, stderr, stdout
 from lcm_arith.cli.registry import arguments
 
 if TYPE_CHECKING:
@@ -29,10 +28,10 @@ EXAMPLES = """Examples:
 
   lcm-arith registry add noto --name my-noto    (a shipped vector, to be described otherwise)
 
+  lcm-arith registry add hf:latent-consistency/lcm-lora-sdv1-5 --name lcm-sd15
+
   lcm-arith registry add /nas/big.safetensors --link    (the bytes stay where they are)
 """
-
-_ELSEWHERE: Final = ("http://", "https://", "hf:", "civitai:", "urn:air:")
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,24 @@ class Wish:
     settings: Mapping[str, Any]
     tags: tuple[str, ...]
     link: bool
+    beside: bool
+    base: Path | None
     allow_pickle: bool
     dry_run: bool
+
+    def options(self) -> dict[str, Any]:
+        """What every way of adding takes."""
+        names = ("settings", "tags", "base", "allow_pickle")
+        return {name: getattr(self, name) for name in names}
 
 
 def command(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE|FOLDER…",
-            help="Adapters: files, PEFT's folders, folders of .safetensors files, or names.",
+            metavar="FILE|FOLDER|URL…",
+            help="Files, PEFT's folders, folders of .safetensors files, names; https://…, "
+            "hf:org/repo[@revision][:file], civitai:VERSION.",
             autocompletion=completion.vectors,
         ),
     ],
@@ -72,6 +79,13 @@ def command(
     link: Annotated[
         bool, typer.Option("--link", help="Leave the bytes where they are; remember the place.")
     ] = False,
+    no_sidecars: Annotated[
+        bool,
+        typer.Option(
+            "--no-sidecars", help="Leave files beside it unread: .civitai.info, README.md …"
+        ),
+    ] = False,
+    base: options.DoraBase = None,
     allow_pickle: options.AllowPickle = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be added, and add nothing.")
@@ -88,7 +102,7 @@ def command(
         steps=steps, guidance=guidance,
     )  # fmt: skip
     tags = tuple(check_tag(own) for own in tag or [])
-    wish = Wish(name, said, tags, link, allow_pickle, dry_run)
+    wish = Wish(name, said, tags, link, not no_sidecars, base, allow_pickle, dry_run)
     texts = [own for text in sources for own in expanded(text, allow_pickle=allow_pickle)]
     if name is not None and len(texts) > 1:
         raise UsageError(f"--name {name}: is one name for {len(texts)} files")
@@ -117,7 +131,7 @@ def expanded(text: str, *, allow_pickle: bool) -> list[str]:
     from lcm_arith.formats.peft_folder import CONFIG
 
     folder = Path(text)
-    if text.startswith(_ELSEWHERE) or not folder.is_dir() or (folder / CONFIG).is_file():
+    if not folder.is_dir() or (folder / CONFIG).is_file():
         return [text]
     endings = {".safetensors"} | ({".bin", ".pt", ".pth", ".ckpt"} if allow_pickle else set())
     found = sorted(path for path in folder.iterdir() if path.suffix in endings)
@@ -130,68 +144,57 @@ def expanded(text: str, *, allow_pickle: bool) -> list[str]:
 
 
 def add_one(registry: Registry, text: str, wish: Wish) -> Added:
-    """Adds one adapter, or says what would be added.
+    """Adds one adapter; on a trial, to a registry that is thrown away.
 
     Raises:
-        LcmArithError: As :func:`lcm_arith.registry.adding.add` and :func:`adapters.load`.
+        LcmArithError: As :func:`lcm_arith.registry.fetching.add_from`.
     """
+    if not wish.dry_run:
+        return _added(registry, text, wish)
+    from tempfile import TemporaryDirectory
+
     from lcm_arith.registry import adding
+    from lcm_arith.registry.store import Registry
+
+    with TemporaryDirectory() as folder:
+        trial = Registry.open(Path(folder), f"sqlite:///{folder}/index.db")
+        added = _added(trial, text, wish)
+    adding.check_free(registry, added.name)
+    same = [r.name for r in registry.rows() if r.columns.get("object") == added.record.object]
+    return replace(added, also=tuple(sorted(same)))
+
+
+def _added(registry: Registry, text: str, wish: Wish) -> Added:
+    from lcm_arith.adapters import locate
+    from lcm_arith.errors import UsageError
+    from lcm_arith.registry import adding, fetching
+    from lcm_arith.registry.downloads import parse_source
     from lcm_arith.registry.names import name_of
 
-    with _file_of(registry, text, wish) as (path, source):
-        name = wish.name or name_of(Path(text).name.removesuffix(Path(text).suffix))
-        # SIDECARS: what lcm_arith.registry.sidecars reads beside ``path`` goes into the record.
-        if wish.dry_run:
-            return _foreseen(registry, path, name, source, wish)
-        return adding.add(
-            registry,
-            path,
-            name=name,
-            settings=wish.settings,
-            source=source,
-            link=wish.link,
-            tags=wish.tags,
-        )
-
-
-@contextmanager
-def _file_of(registry: Registry, text: str, wish: Wish) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The file to add, and where it came from; one that was made for it is gone afterwards."""
-    from lcm_arith.adapters import load as load_vector
-    from lcm_arith.adapters import locate, save
-    from lcm_arith.errors import UsageError
-
-    if text.startswith(_ELSEWHERE):
-        # DOWNLOADS: lcm_arith.registry.downloads.fetch puts it into a workspace here.
-        raise UsageError(f"{text}: is no file", hint="download it, then add the file")
+    source = parse_source(text)
+    if source is not None:
+        if wish.link:
+            raise UsageError(f"{text}: only a file can be linked", hint="leave out --link")
+        with progress() as bar:
+            stages = Stages(bar)
+            return fetching.add_from(
+                registry,
+                source,
+                progress=lambda done, total: stages("download", done, total or done),
+                name=wish.name,
+                **wish.options(),
+            )
     path = locate(text)
-    pickled = wish.allow_pickle and path.is_file() and path.suffix != ".safetensors"
-    if not path.is_dir() and not pickled:
-        yield path, {"file": path.name} if Path(text).exists() else {"vector": text}
-        return
-    if wish.link:
-        raise UsageError(f"{text}: only a .safetensors file can be linked", hint="leave out --link")
-    tau = load_vector(path, allow_pickle=wish.allow_pickle)
-    with registry.objects.workspace() as folder:
-        written = folder / "rewritten.safetensors"
-        save(tau, written)  # PEFT's alphas and a pickle's numbers, in one file that anybody reads
-        yield written, {"file": path.name, "rewritten": "true"}
-
-
-def _foreseen(
-    registry: Registry, path: Path, name: str, source: Mapping[str, Any], wish: Wish
-) -> Added:
-    from lcm_arith.registry import adding
-    from lcm_arith.registry.describing import describe
-    from lcm_arith.registry.names import check_name
-    from lcm_arith.registry.records import check_settings
-
-    own = check_name(name)
-    adding.check_free(registry, own)
-    record = describe(path, source=source, link=str(path.resolve()) if wish.link else None)
-    check_settings(record, wish.settings)
-    same = [row.name for row in registry.rows() if row.columns.get("object") == record.object]
-    return adding.Added(own, record, tuple(sorted(same)))
+    there = Path(text).exists()
+    return adding.add(
+        registry,
+        path,
+        name=wish.name or name_of(path.stem if path.is_file() and there else Path(text).name),
+        source={"file": path.name} if there else {"vector": text},
+        link=wish.link,
+        beside=wish.beside and there,
+        **wish.options(),
+    )
 
 
 def report(
@@ -229,16 +232,18 @@ def report(
 
 def facts(added: Added, wish: Wish) -> dict[str, Any]:
     """What is told of an added vector, JSON-ready."""
+    from lcm_arith.registry.states import State
+
     columns = added.record.columns(added.record.object)
+    said = added.record.said(State(settings=wish.settings))
     return {
         "name": added.name,
         "sha256": added.record.object,
         "family": columns["family"].split("|"),
-        "kind": wish.settings.get("kind", columns["kind"]),
-        "kind_source": "user" if "kind" in wish.settings else "assumed",
+        "kind": said["kind"],
         "network": columns["network"],
         "rank": columns["rank"],
-        "licence": wish.settings.get("licence", columns["licence"]),
+        "licence": said.get("licence", {"value": "unknown", "source": "nobody"}),
         "same_file_as": list(added.also),
     }
 
@@ -247,11 +252,12 @@ def line(told: Mapping[str, Any], *, dry_run: bool) -> str:
     """The same for people, in one line."""
     from lcm_arith.registry.text import clean
 
-    kind = told["kind"] + (" (assumed)" if told["kind_source"] == "assumed" else "")
+    kind, licence = told["kind"], told["licence"]
+    assumed = " (assumed)" if kind["source"] == "assumed" else ""
     also = told["same_file_as"]
     same = f"; the same file as {', '.join(also)}" if also else ""
     return clean(
         f"{'would add' if dry_run else 'added'} {told['name']}: "
-        f"{arguments.family_text('|'.join(told['family']))}, {kind}, "
-        f"{told['network']} of rank {told['rank']}, licence {told['licence']}{same}"
+        f"{arguments.family_text(told['family'])}, {kind['value']}{assumed}, "
+        f"{told['network']} of rank {told['rank']}, licence {licence['value']}{same}"
     )

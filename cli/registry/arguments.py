@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import typer
@@ -39,12 +40,6 @@ Steps = Annotated[
 Guidance = Annotated[
     str | None, typer.Option(metavar="S", help="Recommended guidance, diffusers' scale.")
 ]
-
-SETTINGS: Final = (
-    "kind", "family", "triggers", "licence", "weight", "sampler", "steps", "guidance",
-    "description",
-)  # fmt: skip
-"""What can be said of a vector."""
 
 _NUMBERS: Final = ("weight", "guidance")
 _MOST: Final = {"description": 10_000}  # characters; of others
@@ -89,7 +84,6 @@ def _decimal(text: str, field: str) -> str:
     return format(number, "f")
 
 
-def family_text(family: str) -> str:
-    """The families of an index's column; several fit equally well where shapes tie."""
-    ties = family.split("|")
-    return family if len(ties) == 1 else f"{' or '.join(ties)} (they tie)"
+def family_text(families: Sequence[str]) -> str:
+    """The families that fit best; several where shapes tie."""
+    return " or ".join(families) + (" (they tie)" if len(families) > 1 else "")

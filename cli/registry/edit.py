@@ -47,6 +47,12 @@ def set_values(
     sampler: arguments.Sampler = None,
     steps: arguments.Steps = None,
     guidance: arguments.Guidance = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Its name for people.")] = None,
+    author: Annotated[str | None, typer.Option(metavar="TEXT", help="Who made it.")] = None,
+    url: Annotated[str | None, typer.Option(help="Its page.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the prompt should not have.")
+    ] = None,
     description: Annotated[str | None, typer.Option(metavar="TEXT", help="Any text.")] = None,
     unset: Annotated[
         list[str] | None,
@@ -61,14 +67,10 @@ def set_values(
 
     said = arguments.settings(
         kind=kind, family=family, triggers=trigger, licence=licence, weight=weight,
-        sampler=sampler, steps=steps, guidance=guidance, description=description,
+        sampler=sampler, steps=steps, guidance=guidance, title=title, author=author, url=url,
+        negative_prompt=negative_prompt, description=description,
     )  # fmt: skip
-    back = {"triggers" if field == "trigger" else field for field in unset or []}
-    if back - set(arguments.SETTINGS):
-        raise UsageError(
-            f"--unset {', '.join(sorted(back - set(arguments.SETTINGS)))}: is nothing to say",
-            hint=f"one of {', '.join(arguments.SETTINGS)}",
-        )
+    back = {"triggers" if own == "trigger" else own.replace("-", "_") for own in unset or []}
     if back & said.keys():
         raise UsageError(f"{', '.join(sorted(back & said.keys()))}: is set and taken back at once")
     if not said and not back:

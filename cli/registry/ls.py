@@ -58,7 +58,7 @@ def command(
     form: As = ListFormat.human,
     as_json: options.Json = False,
 ) -> None:
-    """List every vector, shipped ones first; a kind with ? is a guess."""
+    """List every vector, shipped ones first; a kind with ? is nobody's word: see show."""
     from lcm_arith.errors import UsageError
     from lcm_arith.registry.records import KINDS
     from lcm_arith.registry.store import Registry
@@ -116,7 +116,7 @@ def _entry(row: Row, target: Row, came: set[str]) -> dict[str, Any]:
         "alias_of": row.state.alias_of,
         "family": [str(said.get("family") or own) for own in _families(target)],
         "kind": said.get("kind") or columns.get("kind", "unknown"),
-        "kind_source": "user" if said.get("kind") else "assumed",
+        "kind_by_user": "kind" in said,
         "network": columns.get("network", "unknown"),
         "rank": columns.get("rank", ""),
         "modules": columns.get("modules", 0),
@@ -142,8 +142,7 @@ def print_entries(found: Sequence[Mapping[str, Any]], form: ListFormat) -> None:
     elif form is ListFormat.csv:
         print(csv_text(found), end="")
     else:
-        for text in table([_cells(entry) for entry in found], stdout.width):
-            stdout.print(text, soft_wrap=True)
+        print("\n".join(table([_cells(entry) for entry in found], stdout.width)))
         stderr.print(f"{len(found)} vector{'' if len(found) == 1 else 's'}")
 
 
@@ -155,7 +154,7 @@ def csv_text(found: Iterable[Mapping[str, Any]]) -> str:
     from lcm_arith.registry.text import csv_cell
 
     columns = (
-        "name", "alias_of", "family", "kind", "kind_source", "network", "rank", "modules", "bytes",
+        "name", "alias_of", "family", "kind", "kind_by_user", "network", "rank", "modules", "bytes",
         "licence", "tags", "added", "shipped", "sha256", "link",
     )  # fmt: skip
     out = io.StringIO()
@@ -180,7 +179,7 @@ def _cells(entry: Mapping[str, Any]) -> dict[str, str]:
     return {
         "name": f"{name}{lost}",
         "family": "|".join(entry["family"]),
-        "kind": entry["kind"] + ("?" if entry["kind_source"] == "assumed" else ""),
+        "kind": entry["kind"] + ("" if entry["kind_by_user"] else "?"),
         "rank": entry["rank"],
         "licence": entry["licence"],
     }

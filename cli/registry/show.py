@@ -27,8 +27,10 @@ PATH_EXAMPLES = """Examples:
 """
 
 _SHOWN: Final = 12  # lines of metadata
-_SAID: Final = ("title", "author", "licence", "triggers", "description", "negative_prompt", "url")
-_USES: Final = ("weight", "sampler", "steps", "guidance")
+_FIRST: Final = (
+    "kind", "family", "title", "author", "licence", "triggers", "weight", "sampler", "steps",
+    "guidance",
+)  # fmt: skip
 
 
 def command(name: Known, as_json: options.Json = False) -> None:
@@ -43,7 +45,7 @@ def command(name: Known, as_json: options.Json = False) -> None:
         print_json({**place, **described(found)})
         return
     for title, value in lines(found, lineage(registry, found)):
-        stdout.print(f"{title:<12} {value}", soft_wrap=True)
+        stdout.print(f"{title:<15} {value}", soft_wrap=True)
 
 
 def path(name: Known, as_json: options.Json = False) -> None:
@@ -67,7 +69,7 @@ def lines(found: Found, origin: Node) -> list[tuple[str, str]]:
     """The sheet: a name and a value a line, harmless for any terminal."""
     from lcm_arith.registry.text import clean
 
-    rows = [("name", found.name), *_numbers(found), *_words(found), *_origin(found, origin)]
+    rows = [("name", found.name), *_words(found), *_numbers(found), *_origin(found, origin)]
     metadata = list(found.record.metadata.items())
     rows += [("metadata", f"{key}: {value[:200]}") for key, value in metadata[:_SHOWN]]
     if len(metadata) > _SHOWN:
@@ -77,17 +79,14 @@ def lines(found: Found, origin: Node) -> list[tuple[str, str]]:
 
 def _numbers(found: Found) -> list[tuple[str, str]]:
     """What the file itself shows."""
-    record, said = found.record, found.state.settings
+    record = found.record
     families = ", ".join(
         f"{own} ({float(share):.0%} of its kind)" for own, share in record.families
     )
-    family = f"{said['family']} (user)" if "family" in said else families or "none that is known"
     kinds = ", ".join(f"{count} {kind}" for kind, count in record.network.items())
-    kind = f"{said['kind']} (user)" if "kind" in said else f"{record.guess['kind']} (assumed)"
     size = f"{record.bytes / 2**20:.1f} MiB"
     return [
-        ("kind", kind),
-        ("family", family),
+        ("fits", families or "no family that is known"),
         ("file", f"{record.dialect}; {', '.join(record.dtypes)}; {size}"),
         ("sha256", record.object),
         ("modules", f"{kinds}; {', '.join(record.components)}; {record.parameters:,} numbers"),
@@ -104,30 +103,18 @@ def _counts(values: Mapping[str, int]) -> str:
 
 
 def _words(found: Found) -> list[tuple[str, str]]:
-    """What people say of it, each value with its source."""
-    rows = [(field, text) for field in _SAID for text in said_of(found, field)]
-    if not any(field == "licence" for field, _ in rows):
-        rows.append(("licence", "unknown"))
-    rows += [(field, text) for field in _USES for text in said_of(found, field)]
+    """What is said of it, each value with its source; the user's word counts most."""
+    said = found.record.said(found.state)
+    said.setdefault("licence", {"value": "unknown", "source": "nobody says"})
+    rows = []
+    for name in dict.fromkeys([*_FIRST, *sorted(said)]):
+        values = said.get(name, [])
+        for own in values if isinstance(values, list) else [values]:
+            rows.append((name, f"{own['value']} ({own['source']})"))
+    rows += [("because", str(text)) for text in found.record.guess.get("evidence", ())]
     if found.state.tags:
-        rows.append(("tags", ", ".join(found.state.tags)))
-    return rows + [("note", text) for text in found.state.notes]
-
-
-def said_of(found: Found, field: str) -> list[str]:
-    """Values of a field with their sources: the user's, else what others say, else the guess."""
-    if field in found.state.settings:
-        value = found.state.settings[field]
-        return [f"{own} (user)" for own in (value if isinstance(value, list) else [value])]
-    value = found.record.facts.get(field)
-    if value:
-        rows = value if isinstance(value, list) else [value]
-        return [
-            f"{own['value']} ({own['source']})" if isinstance(own, Mapping) else str(own)
-            for own in rows
-        ]
-    guess = found.record.guess.get(field)
-    return [f"{guess} (assumed)"] if guess not in (None, "") else []
+        rows.append(("own tags", ", ".join(found.state.tags)))
+    return rows + [("own note", text) for text in found.state.notes]
 
 
 def _origin(found: Found, origin: Node) -> list[tuple[str, str]]:

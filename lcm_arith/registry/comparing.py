@@ -134,8 +134,16 @@ def merge(registry: Registry, group: Group) -> list[str]:
 def differences(one: Found, other: Found) -> dict[str, Any]:
     """What two vectors have in common and what not, JSON-ready."""
     apart = distance(one.record.fingerprint, other.record.fingerprint)
-    fields = ("families", "network", "ranks", "alphas", "dtypes", "modules", "parameters", "norm")
-    shown = (one.record.shown(one.state), other.record.shown(other.state))
+    fields = (
+        "families", "network", "ranks", "alphas", "dtypes", "modules", "parameters", "norm",
+        "metadata",
+    )  # fmt: skip
+    known = [own.record.shown(own.state) for own in (one, other)]
+    said = [own.pop("said") for own in known]
+    told = [
+        {**{name: own[name] for name in fields}, **words}
+        for own, words in zip(known, said, strict=True)
+    ]
     return {
         "verdict": "same file" if one.record.object == other.record.object else apart.verdict,
         "distance": apart.relative,
@@ -143,8 +151,8 @@ def differences(one: Found, other: Found) -> dict[str, Any]:
         "modules_shared": apart.shared,
         "modules_own": list(apart.own),
         "differs": {
-            field: [values[field] for values in shown]
-            for field in (*fields, "kind", "metadata")
-            if shown[0][field] != shown[1][field]
+            name: values
+            for name in dict.fromkeys([*told[0], *told[1]])
+            if (values := [own.get(name) for own in told])[0] != values[1]
         },
     }

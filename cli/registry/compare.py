@@ -68,7 +68,8 @@ def dedup(
 ) -> None:
     """Show vectors that do the same; with --apply, without asking, one file for equal tensors.
 
-    No number is lost by that; gc frees the room. Vectors whose numbers differ are only shown.
+    No number is lost by that, nor what you said; what the other files' headers say is. gc frees the
+    room. Vectors whose numbers differ are only shown.
     """
     from lcm_arith.registry import comparing
     from lcm_arith.registry.store import Registry
@@ -127,6 +128,8 @@ def diff(
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "nobody says"
     if isinstance(value, dict):
         if value.keys() == {"value", "source"}:
             return f"{value['value']} ({value['source']})"

@@ -104,7 +104,8 @@ def _group(vectors: dict[str, Record], names: list[str]) -> Group:
 def merge(registry: Registry, group: Group) -> list[str]:
     """Makes all but the first name of a group aliases of the first; the names that became one.
 
-    Tags and notes go to the first. Only groups of the same tensors: others differ in their numbers.
+    Tags and notes go to the first; of a shipped one, which cannot carry them, a name with any does
+    not become an alias. Only groups of the same tensors: others differ in their numbers.
 
     Raises:
         ValueError: If the tensors differ.
@@ -118,6 +119,8 @@ def merge(registry: Registry, group: Group) -> list[str]:
         for name in rest:
             state = change.state(name)
             if state is None or name in shipped.names() or state.alias_of is not None:
+                continue
+            if kept is None and (state.tags or state.notes or state.settings):
                 continue
             if kept is not None:
                 tags = tuple(sorted({*kept.tags, *state.tags}))

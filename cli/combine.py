@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lcm_arith.cli import options
+from lcm_arith.cli import completion, naming, options
 from lcm_arith.cli.output import print_json, print_vector, stdout, write_vector
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ EXAMPLES = """Examples:
 
   lcm-arith combine my-style.safetensors --rank 32 --force
 
+  lcm-arith combine noto lcm --name noto-fast   (into the registry; later: combine noto-fast …)
+
   lcm-arith combine noto:1 lcm:1 --method orthogonal --energy 0.99
 
   lcm-arith combine noto:0.7 twemoji:0.7 lcm:1 --method ties --density 0.4 --rank 32
@@ -36,7 +38,8 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="STYLE ACCEL | NAME:λ…",
-            help="Two vectors, or any number with their weights: shipped name, file, or none.",
+            help="Two vectors, or any number with their weights: name, file, or none.",
+            autocompletion=completion.vectors,
             show_default="fluent-emoji lcm",
         ),
     ] = None,
@@ -85,9 +88,11 @@ def command(
     max_error: options.KeepError = None,
     size: options.KeepSize = None,
     device: options.Device = "cpu",
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
-        "combined.safetensors"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="File to write.", show_default="combined.safetensors"),
+    ] = None,
+    name: naming.Name = None,
     form: options.Format = options.FormatName.diffusers,
     dtype: options.Dtype = options.DtypeName.float32,
     base: options.DoraBase = None,
@@ -100,24 +105,26 @@ def command(
     from lcm_arith.elementwise import How
     from lcm_arith.formats.writers import dit_spelling
 
-    check_output(out, force=force)
     given = read_terms(terms or [], l1, l2)
     options.check_base(base, (is_dora(term.name) for term in given if term.name != NONE))
     budget = options.budget(dtype, rank=rank, energy=energy, max_error=max_error, size=size)
     choices = {"density": density, "space": space, "seed": seed}
     chosen = {name: value for name, value in choices.items() if value is not None}
     how = How(**chosen) if chosen else None  # type: ignore[arg-type]  # each has its own type
-    tau = combine_terms(
-        given, method=method, budget=budget, how=how, base=base, policy=policy, device=device,
-        spelling=dit_spelling(form.value),
-    )  # fmt: skip
     about = {"kind": "combined"}
     told = {
         "terms": [{"name": t.name, "weight": str(t.weights)} for t in given],
         "method": method,
         "policy": policy,
     }
-    result = write_vector(tau, out, dtype=dtype, force=force, about=about, form=form.value)
+    with naming.output(out, name, "combined.safetensors") as to:
+        check_output(to.path, force=force)
+        tau = combine_terms(
+            given, method=method, budget=budget, how=how, base=base, policy=policy, device=device,
+            spelling=dit_spelling(form.value),
+        )  # fmt: skip
+        result = write_vector(tau, to.path, dtype=dtype, force=force, about=about, form=form.value)
+        result = to.put(result, "combine")
     result["distance_to_sum"] = distance_to_sum(tau)
     if as_json:
         pair = {"style": given[0].name, "accel": given[1].name} if len(given) == 2 else {}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lcm_arith.cli import options
+from lcm_arith.cli import naming, options
 from lcm_arith.cli.output import print_json, print_vector, write_vector
 
 EXAMPLES = """Examples:
@@ -25,22 +25,21 @@ EXAMPLES = """Examples:
 
 
 def command(
-    adapter: Annotated[
-        str, typer.Argument(help="Shipped name or file.", show_default="lcm")
-    ] = "lcm",
+    adapter: options.Vector = "lcm",
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="File to write, or PEFT's folder.")
-    ] = Path("converted.safetensors"),
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="File to write, or PEFT's folder.",
+            show_default="converted.safetensors",
+        ),
+    ] = None,
+    name: naming.Name = None,
     form: options.Format = options.FormatName.kohya,
     dtype: options.Dtype = options.DtypeName.float32,
     base: options.DoraBase = None,
-    allow_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--allow-pickle",
-            help="Read a pickle (.bin, .pt, .pth, .ckpt) in a process of its own, under limits.",
-        ),
-    ] = False,
+    allow_pickle: options.AllowPickle = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -49,13 +48,15 @@ def command(
     from lcm_arith.formats.container import refuse_existing_folder
     from lcm_arith.formats.peft_folder import CONFIG
 
-    if form is options.FormatName.peft and not out.suffix:
-        refuse_existing_folder(out, force=force, mark=CONFIG)
-    else:
-        check_output(out, force=force)
-    tau = load(adapter, base, allow_pickle=allow_pickle)
-    options.check_base(base, [tau.base is not None])
-    result = write_vector(tau, out, dtype=dtype, force=force, about={}, form=form.value)
+    with naming.output(out, name, "converted.safetensors") as to:
+        if form is options.FormatName.peft and not to.path.suffix:
+            refuse_existing_folder(to.path, force=force, mark=CONFIG)
+        else:
+            check_output(to.path, force=force)
+        tau = load(adapter, base, allow_pickle=allow_pickle)
+        options.check_base(base, [tau.base is not None])
+        result = write_vector(tau, to.path, dtype=dtype, force=force, about={}, form=form.value)
+        result = to.put(result, "convert", naming.kind_of(adapter))
     if as_json:
         print_json(result)
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lcm_arith.cli import options
+from lcm_arith.cli import naming, options
 from lcm_arith.cli.output import Stages, print_made, progress
 
 EXAMPLES = """Examples:
@@ -36,9 +36,11 @@ def command(
     start: options.Start = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = options.DtypeName.float32,
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
-        "acceleration.safetensors"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="File to write.", show_default="acceleration.safetensors"),
+    ] = None,
+    name: naming.Name = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -50,17 +52,19 @@ def command(
 
     strength = embedded().omega if omega is None else omega
     stderr.print(f"ω = {strength:g}, diffusers' guidance scale {1 + strength:g}")
-    request = Request(
-        out,
-        data,
-        rank,
-        steps,
-        seed,
-        DTYPES[dtype.value],
-        force,
-        start=start,
-        learning_rate=learning_rate,
-    )
-    with progress() as bar:
-        made = make_acceleration(request, strength, Stages(bar))
+    with naming.output(out, name, "acceleration.safetensors") as to:
+        request = Request(
+            to.path,
+            data,
+            rank,
+            steps,
+            seed,
+            DTYPES[dtype.value],
+            force,
+            start=start,
+            learning_rate=learning_rate,
+        )
+        with progress() as bar:
+            made = make_acceleration(request, strength, Stages(bar))
+        made = to.put(made, "distill")
     print_made(made, as_json=as_json)

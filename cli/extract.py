@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lcm_arith.cli import options
+from lcm_arith.cli import naming, options
 from lcm_arith.cli.output import print_json, print_vector, stdout, write_vector
 
 EXAMPLES = """Examples:
@@ -38,9 +38,11 @@ def command(
         ),
     ] = False,
     seed: options.Seed = 0,
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
-        "extracted.safetensors"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="File to write.", show_default="extracted.safetensors"),
+    ] = None,
+    name: naming.Name = None,
     form: options.Format = options.FormatName.diffusers,
     dtype: options.Dtype = options.DtypeName.float32,
     force: options.Force = False,
@@ -51,11 +53,12 @@ def command(
     from lcm_arith.checkpoints import extract, residual_of
     from lcm_arith.embedded import files
 
-    check_output(out, force=force)
-    tau = extract(base or files.MODEL, tuned, rank=rank, seed=seed, lora_only=lora_only)
-    result = write_vector(
-        tau, out, dtype=dtype, force=force, about={"kind": "extracted"}, form=form.value
-    )
+    with naming.output(out, name, "extracted.safetensors") as to:
+        check_output(to.path, force=force)
+        tau = extract(base or files.MODEL, tuned, rank=rank, seed=seed, lora_only=lora_only)
+        about = {"kind": "extracted"}
+        result = write_vector(tau, to.path, dtype=dtype, force=force, about=about, form=form.value)
+        result = to.put(result, "extract", {"kind": "task"})
     result["residual"] = residual_of(tau)
     if as_json:
         print_json(result)

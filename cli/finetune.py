@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lcm_arith.cli import options
+from lcm_arith.cli import naming, options
 from lcm_arith.cli.output import Stages, print_made, progress
 
 EXAMPLES = """Examples:
@@ -36,9 +36,11 @@ def command(
     start: options.Start = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = options.DtypeName.float32,
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
-        "style.safetensors"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="File to write.", show_default="style.safetensors"),
+    ] = None,
+    name: naming.Name = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -50,18 +52,20 @@ def command(
 
     if data is not None and embedded_style is not None:
         raise UsageError("--data and --embedded-style exclude each other")
-    request = Request(
-        out,
-        data,
-        rank,
-        steps,
-        seed,
-        DTYPES[dtype.value],
-        force,
-        start=start,
-        learning_rate=learning_rate,
-    )
-    with progress() as bar:
-        style = embedded_style or str(files.defaults()["style"])
-        made = make_style(request, style, Stages(bar))
+    with naming.output(out, name, "style.safetensors") as to:
+        request = Request(
+            to.path,
+            data,
+            rank,
+            steps,
+            seed,
+            DTYPES[dtype.value],
+            force,
+            start=start,
+            learning_rate=learning_rate,
+        )
+        with progress() as bar:
+            style = embedded_style or str(files.defaults()["style"])
+            made = make_style(request, style, Stages(bar))
+        made = to.put(made, "finetune")
     print_made(made, as_json=as_json)

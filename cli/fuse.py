@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lcm_arith.cli import options
+from lcm_arith.cli import completion, options
 from lcm_arith.cli.combine import read_terms
 from lcm_arith.cli.output import print_json, stdout
 
@@ -29,7 +29,8 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="STYLE ACCEL | NAME:λ…",
-            help="Two vectors, or any number with their weights: shipped name, file, or none.",
+            help="Two vectors, or any number with their weights: name, file, or none.",
+            autocompletion=completion.vectors,
             show_default="fluent-emoji:0.8 lcm:1",
         ),
     ] = None,

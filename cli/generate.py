@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lcm_arith.cli import options
+from lcm_arith.cli import completion, options
 from lcm_arith.cli.output import Stages, print_json, progress, stderr, stdout
 
 EXAMPLES = """Examples:
@@ -27,7 +27,9 @@ def command(
     vector: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME:λ", help="Vector and its weight (1 where left out); repeatable."
+            metavar="NAME:λ",
+            help="Vector and its weight (1 where left out); repeatable.",
+            autocompletion=completion.vectors,
         ),
     ] = None,
     sampler: Annotated[

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from lcm_arith.cli import options
 from lcm_arith.cli.output import print_json, stdout
@@ -25,9 +23,7 @@ _SHOWN = 12  # lines of metadata
 
 
 def command(
-    adapter: Annotated[
-        str, typer.Argument(help="Shipped name or file.", show_default="lcm")
-    ] = "lcm",
+    adapter: options.Vector = "lcm",
     base: options.DoraBase = None,
     as_json: options.Json = False,
 ) -> None:

@@ -21,6 +21,7 @@ from lcm_arith.cli import (
     inspect,
     interfere,
     negate,
+    registry,
     reproject,
     spectrum,
     verify,
@@ -55,6 +56,7 @@ for _name, _module in (
     ("demo", demo),
 ):
     app.command(_name, epilog=_module.EXAMPLES)(_module.command)
+app.add_typer(registry.app, name="registry")
 
 # The libraries' own messages and bars are not for our users; set these variables to see them.
 _QUIET = {

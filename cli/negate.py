@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lcm_arith.cli import options
+from lcm_arith.cli import naming, options
 from lcm_arith.cli.output import print_json, print_vector, write_vector
 
 EXAMPLES = """Examples:
@@ -19,12 +19,12 @@ EXAMPLES = """Examples:
 
 
 def command(
-    adapter: Annotated[
-        str, typer.Argument(help="Shipped name or file.", show_default="fluent-emoji")
-    ] = "fluent-emoji",
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
-        "negated.safetensors"
-    ),
+    adapter: options.Vector = "fluent-emoji",
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="File to write.", show_default="negated.safetensors"),
+    ] = None,
+    name: naming.Name = None,
     form: options.Format = options.FormatName.diffusers,
     dtype: options.Dtype = options.DtypeName.float32,
     base: options.DoraBase = None,
@@ -34,10 +34,12 @@ def command(
     """Write −τ of an adapter (the sign on the up factors alone)."""
     from lcm_arith.adapters import check_output, load
 
-    check_output(out, force=force)
-    tau = load(adapter, base)
-    options.check_base(base, [tau.base is not None])
-    result = write_vector(-tau, out, dtype=dtype, force=force, about={}, form=form.value)
+    with naming.output(out, name, "negated.safetensors") as to:
+        check_output(to.path, force=force)
+        tau = load(adapter, base)
+        options.check_base(base, [tau.base is not None])
+        result = write_vector(-tau, to.path, dtype=dtype, force=force, about={}, form=form.value)
+        result = to.put(result, "negate", {"kind": "task"})
     if as_json:
         print_json(result)
     else:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lcm_arith.cli import completion
+
 if TYPE_CHECKING:
     from lcm_arith.budgets import Budget
 
@@ -47,16 +49,37 @@ class PartName(StrEnum):
     all = "all"
 
 
+Vector = Annotated[
+    str,
+    typer.Argument(
+        help="Shipped or registered name, or a file.", autocompletion=completion.vectors
+    ),
+]
 Style = Annotated[
     str | None,
-    typer.Argument(help="Style vector: shipped name, file, or none.", show_default="fluent-emoji"),
+    typer.Argument(
+        help="Style vector: name, file, or none.",
+        show_default="fluent-emoji",
+        autocompletion=completion.vectors,
+    ),
 ]
 Accel = Annotated[
     str | None,
-    typer.Argument(help="Acceleration vector: shipped name, file, or none.", show_default="lcm"),
+    typer.Argument(
+        help="Acceleration vector: name, file, or none.",
+        show_default="lcm",
+        autocompletion=completion.vectors,
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what was written before.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Read a pickle (.bin, .pt, .pth, .ckpt) in a process of its own, under limits.",
+    ),
+]
 Dtype = Annotated[DtypeName, typer.Option(help="Number format of the written file.")]
 Format = Annotated[FormatName, typer.Option("--format", help="Whose names the keys get.")]
 Data = Annotated[
@@ -89,7 +112,12 @@ Rate = Annotated[
 ]
 Start = Annotated[
     str | None,
-    typer.Option("--from", metavar="NAME", help="Go on from this vector: shipped name or file."),
+    typer.Option(
+        "--from",
+        metavar="NAME",
+        help="Go on from this vector: name or file.",
+        autocompletion=completion.vectors,
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
 

@@ -88,7 +88,7 @@ def print_made(made: dict[str, Any], *, as_json: bool) -> None:
     if made["cut_captions"]:
         stderr.print(f"Note: {made['cut_captions']} captions are too long; their ends are not read")
     stdout.print("diffusers' load_lora_weights gives back every module: proven", soft_wrap=True)
-    stdout.print(f"wrote {made['path']}", soft_wrap=True)
+    _print_place(made)
 
 
 def write_vector(
@@ -140,7 +140,14 @@ def print_vector(made: dict[str, Any]) -> None:
     lost = made["rounding_error"]
     if lost is not None and lost > NOTABLE[made["dtype"]]:
         stdout.print(f"rounding to {made['dtype']} loses {lost:.2g} of the norm; float32 keeps it")
-    stdout.print(f"wrote {made['path']} ({made['bytes'] / 2**20:.1f} MiB)", soft_wrap=True)
+    _print_place(made, f" ({made['bytes'] / 2**20:.1f} MiB)")
+
+
+def _print_place(made: dict[str, Any], size: str = "") -> None:
+    """The file, and its name in the registry, if it has one."""
+    stdout.print(f"wrote {made['path']}{size}", soft_wrap=True)
+    if "name" in made:
+        stdout.print(f"registered as {made['name']}", soft_wrap=True)
 
 
 def print_grid(result: Result) -> None:

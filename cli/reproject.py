@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lcm_arith.cli import options
+from lcm_arith.cli import naming, options
 from lcm_arith.cli.output import print_json, print_vector, write_vector
 
 EXAMPLES = """Examples:
@@ -23,9 +23,7 @@ DEFAULT_ENERGY = 0.99
 
 
 def command(
-    adapter: Annotated[
-        str, typer.Argument(help="Shipped name or file.", show_default="lcm")
-    ] = "lcm",
+    adapter: options.Vector = "lcm",
     rank: options.KeepRank = None,
     energy: options.KeepEnergy = None,
     max_error: options.KeepError = None,
@@ -40,9 +38,11 @@ def command(
     sv_cumulative: Annotated[
         float | None, typer.Option(help="kohya's: keep this share of each module's Σ σ.")
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path(
-        "reprojected.safetensors"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="File to write.", show_default="reprojected.safetensors"),
+    ] = None,
+    name: naming.Name = None,
     form: options.Format = options.FormatName.diffusers,
     dtype: options.Dtype = options.DtypeName.float32,
     base: options.DoraBase = None,
@@ -55,7 +55,6 @@ def command(
     from lcm_arith.projection import reproject
     from lcm_arith.respelling import respelled
 
-    check_output(out, force=force)
     asked = {"rank": rank, "energy": energy, "max_error": max_error, "size": size}
     asked |= {"sv_ratio": sv_ratio, "sv_fro": sv_fro, "sv_cumulative": sv_cumulative}
     if all(value is None for value in asked.values()):
@@ -63,10 +62,13 @@ def command(
     budget = options.budget(dtype, **asked)
     if budget is None:
         raise AssertionError("a budget was chosen above")
-    tau = load(adapter, base)
-    options.check_base(base, [tau.base is not None])
-    tau = reproject(respelled(tau, dit_spelling(form.value)), budget, device)
-    result = write_vector(tau, out, dtype=dtype, force=force, about={}, form=form.value)
+    with naming.output(out, name, "reprojected.safetensors") as to:
+        check_output(to.path, force=force)
+        tau = load(adapter, base)
+        options.check_base(base, [tau.base is not None])
+        tau = reproject(respelled(tau, dit_spelling(form.value)), budget, device)
+        result = write_vector(tau, to.path, dtype=dtype, force=force, about={}, form=form.value)
+        result = to.put(result, "reproject", naming.kind_of(adapter))
     if as_json:
         print_json({**result, "budget": budget.kind, "value": budget.value})
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcm_arith.cli import options
+from lcm_arith.cli import completion, options
 from lcm_arith.cli.output import print_json, stdout
 
 if TYPE_CHECKING:
@@ -31,13 +31,17 @@ def command(
     file: Annotated[
         str,
         typer.Argument(
-            help="The file in question; any program's.", show_default="combined.safetensors"
+            help="The file in question; any program's.",
+            show_default="combined.safetensors",
+            autocompletion=completion.vectors,
         ),
     ] = "combined.safetensors",
     terms: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME:λ…", help="What it should be the sum of; λ as its header says."
+            metavar="NAME:λ…",
+            help="What it should be the sum of; λ as its header says.",
+            autocompletion=completion.vectors,
         ),
     ] = None,
     tolerance: Annotated[
@@ -83,12 +87,13 @@ def command(
 
 
 def recorded(file: str, tau: TaskVector, named: list[Term]) -> list[Term]:
-    """The terms and weights that the file's header records, of shipped vectors and named files.
+    """The terms and weights that the file's header records, of vectors that are found again.
 
-    Files are known by their sha256. Of a file without a record each named term weighs 1.
+    They are shipped, named or registered, and known by their sha256. Of a file without a record
+    each named term weighs 1.
 
     Raises:
-        UsageError: If the record is of a method, or of files that were not named.
+        UsageError: If the record is of a method, or of files that are neither named nor registered.
     """
     from lcm_arith.adapters import facts, file_digest
     from lcm_arith.errors import UsageError
@@ -143,12 +148,28 @@ def _terms(file: str, row: dict[str, Any], names: dict[str, str]) -> Iterator[Te
         for own in inner:
             yield from _terms(file, own, names)
     else:
-        name = row.get("name") or names.get(row.get("sha256", ""))
+        sha256 = row.get("sha256", "")
+        name = row.get("name") or names.get(sha256) or _registered(sha256)
         if name is None:
             raise UsageError(
-                f"{file}: was made of a file with sha256 {str(row.get('sha256'))[:16]}…",
-                hint="name that file, too: lcm-arith verify FILE TERM TERM",
+                f"{file}: was made of a file with sha256 {str(sha256)[:16]}…",
+                hint="name that file, too (lcm-arith verify FILE TERM TERM), or register it: "
+                "lcm-arith registry add FILE",
             )
         if not isinstance(name, str):
             raise TypeError("a name is no text")
         yield Term(name, Weights(Decimal(str(row["weight"]))))
+
+
+def _registered(sha256: str) -> str | None:
+    """The registered vector of that sha256: its name, or its path where the name means another."""
+    from lcm_arith.adapters import locate
+    from lcm_arith.registry.store import Registry
+
+    registry = Registry.open()
+    path = registry.files(sha256)
+    if path is None:
+        return None
+    rows = registry.index.rows()
+    name = next((row.name for row in rows if row.columns.get("object") == sha256), None)
+    return name if name is not None and locate(name) == path else str(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -107,5 +108,18 @@ def family(registry: Registry, files: list[Path]) -> Registry:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quiet() -> None:
+def _quiet(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["LCM_ARITH_HOME"] = str(tmp_path_factory.getbasetemp() / "homes" / "shared")
+    os.environ.pop("LCM_ARITH_DB", None)
+
+
+_TESTS = count()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A registry of each test's own, never the user's; made when something is added."""
+    folder = tmp_path_factory.getbasetemp() / "homes" / str(next(_TESTS))
+    monkeypatch.setenv("LCM_ARITH_HOME", str(folder))
+    return folder

@@ -30,6 +30,7 @@ HEAVY = (
     "PIL",
     "safetensors.numpy",
     "safetensors.torch",
+    "sqlalchemy",
     "tokenizers",
     "torch",
     "transformers",

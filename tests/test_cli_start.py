@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"accelerate", "diffusers", "numpy", "pandas", "peft", "PIL", "torch", "transformers"}
+HEAVY = {"accelerate", "diffusers", "numpy", "pandas", "peft", "PIL", "sqlalchemy", "torch",
+         "transformers"}  # fmt: skip
 PRINT_HEAVY = f"print(sorted(set(sys.modules) & {HEAVY}))"
 
 # One interpreter asks every command for its help; a line of JSON tells what each did.

@@ -1,9 +1,11 @@
-"""README.md tells the truth: its commands parse, its links lead somewhere, none is missing."""
+"""README.md and docs/registry.md tell the truth: commands parse, links lead, none is missing."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,11 +71,23 @@ def only_parsing(command: Any) -> Any:
     return command
 
 
-def test_every_command_is_in_the_readme(readme: str) -> None:
+@pytest.fixture(scope="module")
+def tour() -> str:
+    return (ROOT / "docs" / "registry.md").read_text(encoding="utf-8")
+
+
+def test_every_command_is_in_the_readme_or_the_registrys_page(readme: str, tour: str) -> None:
     paths = [" ".join(path) for path in command_paths(get_command(app))]
-    assert "combine" in paths
-    missing = [p for p in paths if f"lcm-arith {p}" not in readme and f"`{p}`" not in readme]
+    assert {"combine", "registry ls"} <= set(paths)
+    assert "(docs/registry.md)" in readme
+    pages = {path: tour if path.startswith("registry ") else readme for path in paths}
+    missing = [p for p, page in pages.items() if not re.search(rf"(lcm-arith |`){p}\b", page)]
     assert not missing
+
+
+def test_the_number_of_verbs_is_right(readme: str) -> None:
+    verbs = [path for path in command_paths(get_command(app)) if path[0] == "registry"]
+    assert f"{len(verbs)} verbs" in readme
 
 
 def complaint(command: Any, args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -84,13 +98,14 @@ def complaint(command: Any, args: list[str], capsys: pytest.CaptureFixture[str])
     return f"lcm-arith {shlex.join(args)}: {said}" if end.value.code else ""
 
 
-def test_every_command_line_in_the_readme_parses(
-    readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("page", ["README.md", "docs/registry.md"])
+def test_every_command_line_of_a_page_parses(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     command = only_parsing(get_command(app))
-    lines = list(shell_commands(readme, "lcm-arith"))
-    assert lines, "README.md shows no command line"
+    lines = list(shell_commands((ROOT / page).read_text(encoding="utf-8"), "lcm-arith"))
+    assert lines, f"{page} shows no command line"
     assert "".join(complaint(command, args, capsys) for args in lines) == ""
 
 
@@ -100,6 +115,23 @@ def test_every_command_line_in_the_readme_parses(
 def test_a_wrong_command_line_does_not_parse(args: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = complaint(only_parsing(get_command(app)), args.split(), capsys)
     assert re.search("no such|invalid value", said, re.IGNORECASE)
+
+
+@pytest.mark.slow
+def test_the_tour_of_the_registry_runs_as_it_stands(tour: str, tmp_path: Path) -> None:
+    """In a shell, in one folder, in the page's order; the first failure ends it."""
+    script = ["set -euo pipefail", f'lcm-arith() {{ "{sys.executable}" -m lcm_arith "$@"; }}']
+    script += [block for language, block in FENCE.findall(tour) if language in SHELLS]
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for told in (
+        "mixed: made again, the same bytes",
+        "here.safetensors = 0.8 · ink + 1.0 · lcm",
+        "4 names, 3 files: every byte as it should be",
+    ):
+        assert told in done.stdout
 
 
 def test_make_targets_in_the_readme_exist(readme: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.pictures import Variation, draw_variation, drawing, render, variants
+from lcm_arith.registry import shipped
 
 CONCEPTS = pictures.concepts()
 DRAWS = 20_000  # a share of 0.5 then has a standard error of 0.0035
@@ -27,6 +28,20 @@ def hand_made() -> pictures.Pixels:
 def test_every_shipped_file_is_in_the_manifest_with_its_sha256() -> None:
     assert files.verify_manifest() == []
     assert "emoji-sd/unet/diffusion_pytorch_model.safetensors" in files.manifest()
+
+
+def test_the_shipped_vectors_records_are_what_their_files_say_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = (files.VECTORS / shipped.RECORDS).read_bytes()
+    assert json.loads(stored).keys() == set(files.vector_names())
+    monkeypatch.setattr(files, "VECTORS", tmp_path)
+    for name in json.loads(stored):
+        (tmp_path / f"{name}.safetensors").symlink_to(
+            files.ROOT / "vectors" / f"{name}.safetensors"
+        )
+    shipped.write()  # what tools/build_embedded.py manifest does
+    assert (tmp_path / shipped.RECORDS).read_bytes() == stored
 
 
 def test_verify_names_missing_changed_and_unlisted_files(

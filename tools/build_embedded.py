@@ -18,7 +18,7 @@ Stages, each of which reads what those before it wrote:
     acceleration  the acceleration vector, by the code of ``lcm-arith distill``
     pictures      what the report measures
     report        docs/embedded.md with every figure, the README's table, the sheets
-    manifest      sha256 of every file
+    manifest      records of the vectors for the registry, sha256 of every file
 
 A training that was killed goes on from its checkpoint in --work; there lie its log of losses and
 its sample sheets, too. Needs the extra "build"; ``data`` needs npm. Use a ground of your own with

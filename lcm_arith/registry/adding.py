@@ -80,7 +80,7 @@ def add(
         StorageError: If the disk or the database refuses; nothing is then added.
     """
     wanted = check_name(name) if name else name_of(path.stem)
-    _check_free(registry, wanted)
+    check_free(registry, wanted)
     said = merge(*filter(None, (sidecars(path) if beside else None, facts)))
     state = State(
         added=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -187,8 +187,13 @@ def register(
     return Added(name, record, tuple(sorted(others | set(also) - {name})))
 
 
-def _check_free(registry: Registry, name: str) -> None:
-    """Raises early where a name is taken; the transaction decides."""
+def check_free(registry: Registry, name: str) -> None:
+    """Raises early where a name is taken; the transaction decides.
+
+    Raises:
+        OutputExistsError: If it is.
+        StorageError: If the index cannot be read.
+    """
     if name in shipped.names() or name in registry.index:
         raise OutputExistsError(
             f"{name}: there is a vector of that name", hint="choose another with --name"

@@ -104,7 +104,8 @@ def _group(vectors: dict[str, Record], names: list[str]) -> Group:
 def merge(registry: Registry, group: Group) -> list[str]:
     """Makes all but the first name of a group aliases of the first; the names that became one.
 
-    Tags and notes go to the first. Only groups of the same tensors: others differ in their numbers.
+    Tags and notes go to the first; of a shipped one, which cannot carry them, a name with any does
+    not become an alias. Only groups of the same tensors: others differ in their numbers.
 
     Raises:
         ValueError: If the tensors differ.
@@ -118,6 +119,8 @@ def merge(registry: Registry, group: Group) -> list[str]:
         for name in rest:
             state = change.state(name)
             if state is None or name in shipped.names() or state.alias_of is not None:
+                continue
+            if kept is None and (state.tags or state.notes or state.settings):
                 continue
             if kept is not None:
                 tags = tuple(sorted({*kept.tags, *state.tags}))
@@ -134,8 +137,16 @@ def merge(registry: Registry, group: Group) -> list[str]:
 def differences(one: Found, other: Found) -> dict[str, Any]:
     """What two vectors have in common and what not, JSON-ready."""
     apart = distance(one.record.fingerprint, other.record.fingerprint)
-    fields = ("families", "network", "ranks", "alphas", "dtypes", "modules", "parameters", "norm")
-    shown = (one.record.shown(one.state), other.record.shown(other.state))
+    fields = (
+        "families", "network", "ranks", "alphas", "dtypes", "modules", "parameters", "norm",
+        "metadata",
+    )  # fmt: skip
+    known = [own.record.shown(own.state) for own in (one, other)]
+    said = [own.pop("said") for own in known]
+    told = [
+        {**{name: own[name] for name in fields}, **words}
+        for own, words in zip(known, said, strict=True)
+    ]
     return {
         "verdict": "same file" if one.record.object == other.record.object else apart.verdict,
         "distance": apart.relative,
@@ -143,8 +154,8 @@ def differences(one: Found, other: Found) -> dict[str, Any]:
         "modules_shared": apart.shared,
         "modules_own": list(apart.own),
         "differs": {
-            field: [values[field] for values in shown]
-            for field in (*fields, "kind", "metadata")
-            if shown[0][field] != shown[1][field]
+            name: values
+            for name in dict.fromkeys([*told[0], *told[1]])
+            if (values := [own.get(name) for own in told])[0] != values[1]
         },
     }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lcm_arith.embedded import files, pictures
 from lcm_arith.families import Plan
+from lcm_arith.registry import shipped
 from lcm_arith.training import Checkpoint, Outcome, fit
 
 VARIANTS: Final = 24  # pictures of each drawing that a model is trained on
@@ -158,7 +159,9 @@ class Bar:
 
 
 def build_manifest(options: Options) -> None:
-    """``manifest.json`` for the files as they are now."""
+    """``records.json`` of the vectors and ``manifest.json``, for the files as they are now."""
+    if files.vector_names():
+        shipped.write()
     listed = files.write_manifest()
     size = sum((files.ROOT / name).stat().st_size for name in listed)
     say(f"manifest.json: {len(listed)} files, {size / 1e6:.1f} MB")

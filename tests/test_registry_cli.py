@@ -1,0 +1,478 @@
+"""``lcm-arith registry``: one session with every verb, word for word; and every way to fail."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import torch
+from commands import fails, files_in, run, small, verb
+from hostile_strings import HOSTILE
+from safetensors.torch import load_file, save_file
+from support import random_vector
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from lcm_arith.adapters import load, save, save_folder
+from lcm_arith.cli.main import app
+from lcm_arith.embedded import files
+from lcm_arith.errors import LcmArithError
+from lcm_arith.formats.preflight import SafeFile
+from lcm_arith.registry import shipped
+from lcm_arith.registry.states import State
+from lcm_arith.registry.store import Registry
+
+SESSION = Path(__file__).with_name("registry_session.txt")
+
+
+# The session.
+
+
+def shown(words: list[str], home: Path) -> str:
+    """What a command prints; stderr's lines begin with ``! ``, digests and dates are the same."""
+    result = CliRunner().invoke(app, words)
+    error = result.exception if isinstance(result.exception, LcmArithError) else None
+    stderr = result.stderr + (f"{error.message}\n" if error else "")
+    code = error.exit_code if error else result.exit_code
+    assert code == 0 or error or isinstance(result.exception, SystemExit), result.exception
+    told = result.stdout + "".join(f"! {line}\n" for line in stderr.splitlines())
+    told += f"[exit code {code}]\n" if code else ""
+    told = told.replace(str(home), "HOME")
+    told = re.sub(r"\b([0-9a-f]{2})/\1[0-9a-f]{62}", "xx/SHA256", told)
+    told = re.sub(r"\b[0-9a-f]{64}\b", "SHA256", told)
+    told = re.sub(r"\b[0-9a-f]{12}\b", "DIGEST", told)
+    told = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "DATE", told)
+    return "".join(f"{line[:100].rstrip()}\n" for line in told.splitlines())
+
+
+def test_a_session_with_every_verb_prints_what_is_written_down(tmp_cwd: Path, home: Path) -> None:
+    shutil.copy(files.vector_path("noto"), "ink.safetensors")
+    tensors = load_file("ink.safetensors")
+    Path("more").mkdir()
+    save_file(tensors, "more/ink-copy.safetensors", metadata={"modelspec.title": "Ink, copied"})
+    save(0.9 * load("noto"), "more/paler.safetensors")
+    Path("more/broken.safetensors").write_text("no adapter")
+    written = SESSION.read_text(encoding="utf-8")
+    commands = [line[2:] for line in written.splitlines() if line.startswith("$ ")]
+    happened = "\n".join(f"$ {c}\n{shown(shlex.split(c)[1:], home)}" for c in commands)
+    assert happened == written
+    verbs = {shlex.split(own)[2] for own in commands if own.startswith("lcm-arith registry ")}
+    assert verbs == get_command(app).commands["registry"].commands.keys()  # type: ignore[attr-defined]
+
+
+# Exit codes.
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``stocked`` copies: ``files`` and ``home``."""
+    folder = tmp_path_factory.mktemp("template")
+    (folder / "files" / "empty").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "files")
+        patch.setenv("LCM_ARITH_HOME", str(folder / "home"))
+        small("a.safetensors")
+        run("registry", "add", "a.safetensors")
+        run("negate", "a", "--name", "b")
+        Path("text.safetensors").write_text("hello")
+        Path("text.tar").write_text("hello" * 1000)
+        save_folder(random_vector(4, 4.0, 2), Path("peft"))
+    return folder
+
+
+@pytest.fixture
+def stocked(template: Path, tmp_cwd: Path, home: Path) -> Path:
+    """Files of every kind in a folder, and ``a`` and ``b`` = −a in the registry."""
+    shutil.copytree(template / "files", tmp_cwd, dirs_exist_ok=True)
+    shutil.copytree(template / "home", home)
+    return tmp_cwd
+
+
+@pytest.mark.parametrize(
+    ("code", "command"),
+    [
+        (2, "add a.safetensors text.safetensors --name c"),
+        (2, "add a.safetensors --name 'no name!'"),
+        (2, "add a.safetensors --name c --kind foo"),
+        (2, "add a.safetensors --name c --weight heavy"),
+        (2, "add a.safetensors --name c --weight nan"),
+        (2, "add a.safetensors --name c --tag ''"),
+        (2, "add a.safetensors --name c --trigger ''"),
+        (2, "add a.safetensors --name c --steps 0"),
+        (2, "add peft --name c --link"),
+        (2, "add hf:nobody"),
+        (2, "add http://example.com/x.safetensors"),
+        (3, "add nowhere.safetensors"),
+        (3, "add a.safetensors"),
+        (3, "add noto"),
+        (3, "add a.safetensors --dry-run"),
+        (3, "add empty"),
+        (4, "add text.safetensors"),
+        (4, "add text.safetensors --name c --dry-run"),
+        (2, "ls --kind foo"),
+        (2, "ls --format yaml"),
+        (2, "search"),
+        (3, "show nothing"),
+        (3, "path nothing"),
+        (3, "show sha256:0123456789abcdef"),
+        (2, "set a"),
+        (2, "set a --kind foo"),
+        (2, "set a --family sdxl"),
+        (2, "set a --guidance strong"),
+        (2, "set a --licence ' '"),
+        (2, "set a --unset colour"),
+        (2, "set a --kind style --unset kind"),
+        (2, "set noto --kind style"),
+        (3, "set nothing --kind style"),
+        (2, "tag a ''"),
+        (3, "tag nothing x"),
+        (3, "untag nothing x"),
+        (2, "note a ' '"),
+        (3, "note nothing x"),
+        (2, "alias a a"),
+        (3, "alias best nothing"),
+        (3, "alias b a"),
+        (3, "alias noto a"),
+        (3, "rename a b"),
+        (2, "rename a 'b c'"),
+        (2, "rename noto x"),
+        (3, "rename nothing x"),
+        (3, "rm nothing"),
+        (3, "rm a"),
+        (2, "rm noto"),
+        (2, "gc --older-than soon"),
+        (2, "gc --older-than 3"),
+        (2, "gc --older-than -1h"),
+        (3, "backup text.tar"),
+        (3, "restore nowhere.tar"),
+        (4, "restore text.tar"),
+        (3, "lineage nothing"),
+        (2, "lineage a --format dot"),
+        (2, "rebuild noto"),
+        (3, "rebuild nothing"),
+        (2, "similar a --top 0"),
+        (3, "similar nothing"),
+        (3, "diff a nothing"),
+    ],
+)
+def test_a_mistake_has_its_exit_code_and_changes_nothing(
+    stocked: Path, home: Path, code: int, command: str
+) -> None:
+    before = files_in(stocked), files_in(home)
+    found, message = fails("registry", *shlex.split(command))
+    assert found == code, message
+    assert message.strip()
+    assert (files_in(stocked), files_in(home)) == before
+
+
+def test_a_name_that_is_nearly_right_is_suggested(stocked: Path) -> None:
+    assert "did you mean fluent-emoji" in fails("registry", "show", "fluent-emojy")[1]
+
+
+def test_verify_exits_with_8_where_a_file_is_gone_or_changed(stocked: Path) -> None:
+    assert verb("verify", "--deep") == {
+        "schema_version": 1, "names": 2, "objects": 2, "problems": [],
+    }  # fmt: skip
+    paths = [Path(run("registry", "path", name).stdout.strip()) for name in "ab"]
+    paths[0].chmod(0o644)
+    data = bytearray(paths[0].read_bytes())
+    data[-1] ^= 1
+    paths[0].write_bytes(data)
+    run("registry", "verify")
+    assert fails("registry", "verify", "--deep")[0] == 8
+    result = CliRunner().invoke(app, ["registry", "verify", "--json"])
+    told = json.loads(result.stdout)["problems"]
+    assert [own["names"] for own in told] == [["a"]]
+    assert "missing" in told[0]["what"]  # it is in quarantine now
+    assert fails("registry", "path", "a")[0] == 4
+    assert fails("combine", "a:1")[0] == 4
+
+
+def test_rebuild_exits_with_8_where_a_file_is_not_what_its_header_says(stocked: Path) -> None:
+    run("combine", "a:0.5", "-o", "half.safetensors")
+    told = SafeFile.open(Path("half.safetensors")).metadata
+    tensors = load_file("half.safetensors")
+    run("registry", "add", "half.safetensors")
+    assert verb("rebuild", "half")["equal"] is True
+    save_file({k: v * 1.25 for k, v in tensors.items()}, "wrong.safetensors", metadata=dict(told))
+    run("registry", "add", "wrong.safetensors")
+    code, message = fails("registry", "rebuild", "wrong")
+    assert (code, "other numbers" in message) == (8, True)
+
+
+def test_a_damaged_index_is_said_with_its_cure(stocked: Path, home: Path) -> None:
+    with (home / "index.db").open("r+b") as file:
+        file.write(b"x" * 5000)
+    code, message = fails("registry", "ls")
+    assert (code, "registry reindex" in message) == (5, True)
+    assert verb("reindex")["names"] == 2
+    assert [own["name"] for own in verb("ls")["vectors"]][-2:] == ["a", "b"]
+
+
+# add.
+
+
+def test_one_bad_file_does_not_stop_the_others(tmp_cwd: Path) -> None:
+    Path("d").mkdir()
+    small("d/one.safetensors", 1)
+    small("d/two.safetensors", 2)
+    Path("d/bad.safetensors").write_text("no")
+    run("registry", "add", "d/two.safetensors")
+    result = CliRunner().invoke(app, ["registry", "add", "d", "--json"])
+    told = json.loads(result.stdout)
+    assert result.exit_code == 4
+    assert [own["name"] for own in told["added"]] == ["one"]
+    codes = {own["source"]: own["exit_code"] for own in told["failed"]}
+    assert codes == {"d/bad.safetensors": 4, "d/two.safetensors": 3}
+    assert "Error: d/bad.safetensors" in result.stderr
+
+
+def test_what_is_said_at_adding_is_kept(tmp_cwd: Path) -> None:
+    small("a.safetensors")
+    words = "--kind style --trigger ink --trigger 'line art' --licence mit --tag x --tag y"
+    numbers = "--weight 0.80 --sampler lcm --steps 4 --guidance 1.5"
+    run("registry", "add", "a.safetensors", *shlex.split(f"{words} {numbers}"))
+    told = verb("show", "a")
+    assert told["tags"] == ["x", "y"]
+    said = {name: told["said"][name] for name in ("kind", "licence", "weight", "steps", "guidance")}
+    assert said == {
+        "kind": {"value": "style", "source": "user"},
+        "licence": {"value": "mit", "source": "user"},
+        "weight": {"value": "0.80", "source": "user"},
+        "steps": {"value": "4", "source": "user"},
+        "guidance": {"value": "1.5", "source": "user"},
+    }
+    assert [own["value"] for own in told["said"]["triggers"]] == ["ink", "line art"]
+
+
+def test_a_trial_says_the_same_and_leaves_nothing(tmp_cwd: Path, home: Path) -> None:
+    small("a.safetensors")
+    tried = verb("add", "a.safetensors", "--kind", "style", "--dry-run")
+    assert not home.exists()
+    done = verb("add", "a.safetensors", "--kind", "style")
+    assert (tried.pop("dry_run"), done.pop("dry_run")) == (True, False)
+    assert tried == done
+
+
+def test_folders_of_peft_pickles_and_links_come_in_whole(tmp_cwd: Path) -> None:
+    tau = load("noto")
+    Path("adapters").mkdir()
+    save_folder(tau, tmp_cwd / "adapters" / "v1.5")
+    torch.save(load_file(files.vector_path("noto")), "adapters/old.bin")
+    small("adapters/plain.safetensors")
+    names = [own["name"] for own in verb("add", "adapters", "--allow-pickle")["added"]]
+    assert names == ["old", "plain", "v1.5"]
+    for name in ("old", "v1.5"):
+        assert all(torch.equal(load(name)[m].dense(), tau[m].dense()) for m in tau)
+    linked = verb("add", "adapters/plain.safetensors", "--name", "linked", "--link")["added"][0]
+    assert linked["same_file_as"] == ["plain"]
+    assert run("registry", "path", "linked").stdout.strip() == str(
+        Path("adapters/plain.safetensors").resolve()
+    )
+
+
+def test_a_shipped_vector_can_be_described_anew_under_another_name(tmp_cwd: Path) -> None:
+    told = verb("add", "noto", "--name", "mine", "--kind", "task")["added"][0]
+    assert (told["name"], told["same_file_as"]) == ("mine", ["noto"])
+    run("registry", "add", "mine", "--name", "mine-too")
+    assert verb("show", "mine-too")["object"] == shipped.record("noto").object
+
+
+# Lists.
+
+
+@pytest.fixture(scope="module")
+def thousand_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,000 records under names of every length."""
+    folder = tmp_path_factory.mktemp("thousand") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LCM_ARITH_HOME", str(folder))
+        stock(1000)
+    return folder
+
+
+@pytest.fixture
+def thousand(thousand_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's registry is that of 1,000 records."""
+    monkeypatch.setenv("LCM_ARITH_HOME", str(thousand_home))
+
+
+def stock(count: int) -> None:
+    noto = shipped.record("noto")
+    registry = Registry.open()
+    with registry.index.change() as change:
+        for number in range(count):
+            record = replace(noto, object=f"{number:064x}", fingerprint={})
+            sha256 = registry.manifests.put(record.manifest())
+            change.record(record.columns(sha256), record.parents)
+            tags = (f"tag-{number % 7}",)
+            state = State(sha256, added="2026-01-01T00:00:00+00:00", tags=tags)
+            change.insert(f"{number}-{'x' * (number % 90)}", state)
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """Every SQL statement that is sent meanwhile."""
+    sent: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        sent.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+def test_a_list_asks_the_index_as_often_whatever_its_length(tmp_cwd: Path) -> None:
+    asked = []
+    for count in (3, 60):
+        shutil.rmtree(os.environ["LCM_ARITH_HOME"], ignore_errors=True)
+        stock(count)
+        for command in (["ls"], ["ls", "--tag", "tag-1"], ["search", "noto"]):
+            with statements() as sent:
+                run("registry", *command)
+            asked.append(len(sent))
+    assert asked[:3] == asked[3:]
+    assert 0 < max(asked) < 10
+
+
+def test_a_thousand_records_are_listed_in_80_columns(thousand: None) -> None:
+    lines = run("registry", "ls").stdout.splitlines()
+    assert len(lines) == 1 + len(shipped.names()) + 1000
+    assert max(map(len, lines)) == 80
+    names = [own["name"] for own in verb("ls", "--tag", "tag-3")["vectors"]]
+    assert len(names) == 143
+    assert names == sorted(names)
+
+
+@pytest.mark.slow
+def test_a_thousand_records_are_listed_in_little_time(thousand: None) -> None:
+    """0.6 s on a quiet core, most of it imports; the quickest of ten, for cores are shared."""
+    command = [sys.executable, "-m", "lcm_arith", "registry", "ls"]
+    spent = [1.0]
+    while min(spent) > 0.7 and len(spent) <= 10:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) <= 0.7
+
+
+def test_lists_and_sheets_import_neither_torch_nor_its_like(stocked: Path) -> None:
+    verbs = "ls;search noto;show a;path a;set a --kind style;tag a x;note a x;alias z a;rename z y;"
+    verbs += "similar a;diff a b;dedup;lineage b;verify;gc;rm y;reindex"
+    script = f"""
+import shlex, sys
+from lcm_arith.cli.main import app
+for words in {verbs!r}.split(";"):
+    try:
+        app(["registry", *shlex.split(words)])
+    except SystemExit as end:
+        assert not end.code, words
+print("heavy:", *sorted(set(sys.modules) & {{"torch", "numpy", "diffusers", "pandas", "PIL"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy:"
+
+
+def test_filters_and_search_find_what_was_said(stocked: Path) -> None:
+    run("registry", "set", "a", "--kind", "acceleration", "--licence", "MIT", "--author", "Zoë")
+    run("registry", "tag", "a", "mine")
+    run("registry", "note", "a", "needs a purple prompt")
+    run("registry", "alias", "best", "a")
+
+    def names(*words: str) -> list[str]:
+        return [own["name"] for own in verb(*words)["vectors"]]
+
+    assert names("ls", "--kind", "acceleration") == ["lcm", "a", "best"]
+    assert names("ls", "--licence", "mit", "--tag", "mine") == ["a", "best"]
+    assert names("ls", "--family", "sdxl") == []
+    assert names("search", "PURPLE prompt") == ["a"]
+    assert names("search", "zoë") == ["a"]
+    assert names("search", "purple green") == []
+
+
+def test_a_csv_runs_no_formula_and_holds_every_value(stocked: Path) -> None:
+    run("registry", "set", "a", "--licence", '=HYPERLINK("http://x")')
+    run("registry", "tag", "a", "--", "-1+1", 'quote"s, and commas')
+    out = run("registry", "ls", "--format", "csv").stdout
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(out))}
+    assert rows["a"]["licence"] == '\'=HYPERLINK("http://x")'
+    assert rows["a"]["tags"] == "'-1+1|quote\"s, and commas"  # quoted, not run
+    assert rows["noto"]["bytes"] == str(files.vector_path("noto").stat().st_size)
+    assert rows["b"]["kind"] == "task"
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_nothing_that_others_wrote_steers_the_terminal(tmp_cwd: Path, text: str) -> None:
+    tensors = load_file(small("a.safetensors"))
+    text = text.replace("\0", "").encode("utf-8", "ignore").decode() or "x"
+    keys = ("modelspec.title", "modelspec.license", "modelspec.trigger_phrase", "other")
+    save_file(tensors, "bad.safetensors", metadata=dict.fromkeys(keys, text))
+    run("registry", "add", "bad.safetensors", "a.safetensors")
+    run("registry", "note", "bad", f"x{text}")
+    commands = (
+        ["show", "bad"],
+        ["ls"],
+        ["search", "bad"],
+        ["diff", "a", "bad"],
+        ["lineage", "bad"],
+    )
+    for command in commands:
+        out = run("registry", *command).stdout
+        unseen = [c for c in out if c != "\n" and not c.isprintable()]
+        assert not unseen, (command, unseen)
+    assert verb("show", "bad")["metadata"]["other"] == text
+
+
+# Editing.
+
+
+def test_what_was_said_is_taken_back(stocked: Path) -> None:
+    run("registry", "set", "a", "--kind", "style", "--trigger", "x", "--negative-prompt", "blur")
+    run("registry", "set", "a", "--unset", "trigger", "--unset", "negative-prompt")
+    said = verb("show", "a")["said"]
+    assert said["kind"] == {"value": "style", "source": "user"}
+    assert not {"triggers", "negative_prompt"} & said.keys()
+    run("registry", "set", "a", "--unset", "kind")
+    assert verb("show", "a")["said"]["kind"]["source"] == "assumed"
+
+
+def test_rm_takes_what_was_made_of_another_first(stocked: Path) -> None:
+    assert "made of it: b" in fails("registry", "rm", "a")[1]
+    assert verb("rm", "a", "b")["removed"] == ["b", "a"]
+    run("combine", "noto:1", "--name", "c")
+    run("registry", "alias", "z", "c")
+    code, message = fails("registry", "rm", "c")
+    assert (code, "aliases of it: z" in message) == (3, True)
+    assert verb("rm", "c", "--force")["removed"] == ["z", "c"]
+
+
+def test_gc_keeps_what_is_young_or_needed(stocked: Path, home: Path) -> None:
+    path = Path(run("registry", "path", "b").stdout.strip())
+    run("registry", "rm", "b")
+    assert verb("gc")["files"] == []
+    assert str(path) in verb("gc", "--older-than", "0", "--dry-run")["files"]
+    assert path.is_file()
+    assert str(path) in verb("gc", "--older-than", "0s")["files"]
+    assert not path.exists()
+    run("registry", "path", "a")
+    run("registry", "verify", "--deep")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 import typer
 
 from lcm_arith.cli.registry import (
@@ -22,7 +25,9 @@ app = typer.Typer(
     "command takes the names. Files lie in LCM_ARITH_HOME, the index where LCM_ARITH_DB says.",
     no_args_is_help=True,
 )
-for _panel, _verbs in {
+Verb = tuple[str, Callable[..., None], str]
+"""Its name, the command, and its examples."""
+VERBS: Final[dict[str, tuple[Verb, ...]]] = {
     "Vectors": (
         ("add", add.command, add.EXAMPLES),
         ("ls", ls.command, ls.EXAMPLES),
@@ -53,6 +58,7 @@ for _panel, _verbs in {
         ("backup", archive.backup, archive.BACKUP_EXAMPLES),
         ("restore", archive.restore, archive.RESTORE_EXAMPLES),
     ),
-}.items():
+}
+for _panel, _verbs in VERBS.items():
     for _name, _command, _examples in _verbs:
         app.command(_name, epilog=_examples, rich_help_panel=_panel)(_command)

@@ -22,6 +22,7 @@ import pytest
 import sqlalchemy as sa
 import torch
 from commands import fails, files_in, run, small, verb
+from fake_hub import FakeHub, point_at
 from hostile_strings import HOSTILE
 from safetensors.torch import load_file, save_file
 from support import random_vector
@@ -291,6 +292,25 @@ def test_a_shipped_vector_can_be_described_anew_under_another_name(tmp_cwd: Path
     assert (told["name"], told["same_file_as"]) == ("mine", ["noto"])
     run("registry", "add", "mine", "--name", "mine-too")
     assert verb("show", "mine-too")["object"] == shipped.record("noto").object
+
+
+def test_a_repository_of_the_hub_is_added_with_its_card_and_commit(
+    tmp_cwd: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = small("x.safetensors").read_bytes()
+    card = b"---\nlicense: mit\ninstance_prompt: ink drawing\n---\n"
+    with FakeHub() as hub:
+        point_at(hub, monkeypatch)
+        commit = hub.repo("artist/Ink", {"ink.safetensors": data, "README.md": card})
+        tried = verb("add", "hf:artist/Ink", "--dry-run")["added"]
+        assert not home.exists()
+        assert verb("add", "hf:artist/Ink")["added"] == tried
+        assert fails("registry", "add", "hf:artist/Nothing")[0] == 3
+        assert fails("registry", "add", "hf:artist/Ink", "--name", "x", "--link")[0] == 2
+    assert tried[0]["licence"] == {"value": "mit", "source": "card"}
+    told = verb("show", "ink")
+    assert (told["source"]["repo"], told["source"]["commit"]) == ("artist/Ink", commit)
+    assert told["said"]["triggers"] == [{"value": "ink drawing", "source": "card"}]
 
 
 # Lists.

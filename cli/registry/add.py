@@ -59,7 +59,7 @@ def command(
         typer.Argument(
             metavar="FILE|FOLDER|URL…",
             help="Files, PEFT's folders, folders of .safetensors files, names; https://…, "
-            "hf:org/repo[@revision][:file], civitai:VERSION.",
+            "hf:org/repo@revision:file, civitai:VERSION.",
             autocompletion=completion.vectors,
         ),
     ],

@@ -16,6 +16,7 @@ from lcm_arith.cli.registry import (
     lineage,
     ls,
     names,
+    share,
     show,
     verify,
 )
@@ -50,6 +51,11 @@ VERBS: Final[dict[str, tuple[Verb, ...]]] = {
         ("similar", compare.similar, compare.SIMILAR_EXAMPLES),
         ("diff", compare.diff, compare.DIFF_EXAMPLES),
         ("dedup", compare.dedup, compare.DEDUP_EXAMPLES),
+    ),
+    "For others, and from them": (
+        ("export", share.export, share.EXPORT_EXAMPLES),
+        ("push", share.push, share.PUSH_EXAMPLES),
+        ("pull", share.pull, share.PULL_EXAMPLES),
     ),
     "Upkeep": (
         ("verify", verify.command, verify.EXAMPLES),

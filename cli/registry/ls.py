@@ -58,7 +58,7 @@ def command(
     form: As = ListFormat.human,
     as_json: options.Json = False,
 ) -> None:
-    """List every vector, shipped ones first; a kind with ? is nobody's word: see show."""
+    """List every vector, shipped ones first; a kind with ? is a guess: see show."""
     from lcm_arith.errors import UsageError
     from lcm_arith.registry.records import KINDS
     from lcm_arith.registry.store import Registry
@@ -116,7 +116,7 @@ def _entry(row: Row, target: Row, came: set[str]) -> dict[str, Any]:
         "alias_of": row.state.alias_of,
         "family": [str(said.get("family") or own) for own in _families(target)],
         "kind": said.get("kind") or columns.get("kind", "unknown"),
-        "kind_by_user": "kind" in said,
+        "kind_assumed": "kind" not in said and columns.get("assumed", True),
         "network": columns.get("network", "unknown"),
         "rank": columns.get("rank", ""),
         "modules": columns.get("modules", 0),
@@ -154,7 +154,7 @@ def csv_text(found: Iterable[Mapping[str, Any]]) -> str:
     from lcm_arith.registry.text import csv_cell
 
     columns = (
-        "name", "alias_of", "family", "kind", "kind_by_user", "network", "rank", "modules", "bytes",
+        "name", "alias_of", "family", "kind", "kind_assumed", "network", "rank", "modules", "bytes",
         "licence", "tags", "added", "shipped", "sha256", "link",
     )  # fmt: skip
     out = io.StringIO()
@@ -179,7 +179,7 @@ def _cells(entry: Mapping[str, Any]) -> dict[str, str]:
     return {
         "name": f"{name}{lost}",
         "family": "|".join(entry["family"]),
-        "kind": entry["kind"] + ("" if entry["kind_by_user"] else "?"),
+        "kind": entry["kind"] + ("?" if entry["kind_assumed"] else ""),
         "rank": entry["rank"],
         "licence": entry["licence"],
     }

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 from lcm_arith.cli import options
 from lcm_arith.cli.output import print_json, stdout
 from lcm_arith.cli.registry.arguments import Known
+from lcm_arith.cli.registry.share import asked
 
 if TYPE_CHECKING:
     from lcm_arith.registry.lineage import Node
+    from lcm_arith.registry.rights import Effective
     from lcm_arith.registry.store import Found
 
 EXAMPLES = """Examples:
@@ -35,6 +37,7 @@ _FIRST: Final = (
 
 def command(name: Known, as_json: options.Json = False) -> None:
     """Show all that is known and said of a vector, and who says it."""
+    from lcm_arith.registry.exporting import rights
     from lcm_arith.registry.lineage import lineage
     from lcm_arith.registry.store import Registry, described
 
@@ -44,7 +47,7 @@ def command(name: Known, as_json: options.Json = False) -> None:
         place = {"name": found.name, "path": str(found.path), "shipped": found.shipped}
         print_json({**place, **described(found)})
         return
-    for title, value in lines(found, lineage(registry, found)):
+    for title, value in lines(found, lineage(registry, found), rights(registry, found)):
         stdout.print(f"{title:<15} {value}", soft_wrap=True)
 
 
@@ -65,11 +68,16 @@ def path(name: Known, as_json: options.Json = False) -> None:
         print(found.path)
 
 
-def lines(found: Found, origin: Node) -> list[tuple[str, str]]:
+def lines(found: Found, origin: Node, effective: Effective) -> list[tuple[str, str]]:
     """The sheet: a name and a value a line, harmless for any terminal."""
     from lcm_arith.registry.text import clean
 
-    rows = [("name", found.name), *_words(found), *_numbers(found), *_origin(found, origin)]
+    rows = [
+        ("name", found.name),
+        *_words(found),
+        *_numbers(found),
+        *_origin(found, origin, effective),
+    ]
     metadata = list(found.record.metadata.items())
     rows += [("metadata", f"{key}: {value[:200]}") for key, value in metadata[:_SHOWN]]
     if len(metadata) > _SHOWN:
@@ -117,12 +125,13 @@ def _words(found: Found) -> list[tuple[str, str]]:
     return rows + [("own note", text) for text in found.state.notes]
 
 
-def _origin(found: Found, origin: Node) -> list[tuple[str, str]]:
+def _origin(found: Found, origin: Node, effective: Effective) -> list[tuple[str, str]]:
     """Where it came from and where it is."""
     rows: list[tuple[str, str]] = []
     if origin.parents:
         rows.append(("made of", " + ".join(f"{own.weight} · {own.name}" for own in origin.parents)))
         rows += [("", how) for how in origin.how]
+        rows.append(("", asked(effective)))
     source: Mapping[str, Any] = found.record.source
     rows.append(("source", ", ".join(f"{key} {value}" for key, value in source.items())))
     if found.state.added:

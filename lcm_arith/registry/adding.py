@@ -16,7 +16,7 @@ from lcm_arith.registry.describing import describe
 from lcm_arith.registry.facts import Facts, merge
 from lcm_arith.registry.names import check_name, name_of
 from lcm_arith.registry.objects import ADAPTER
-from lcm_arith.registry.records import Record, check_settings
+from lcm_arith.registry.records import USES, Record, check_settings
 from lcm_arith.registry.sidecars import sidecars
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
@@ -104,7 +104,24 @@ def add(
         except InvalidContentError as error:
             message = error.message.replace(str(part), str(path))
             raise InvalidContentError(message, hint=error.hint) from error
+        record = like_parents(registry, record)
         return register(registry, wanted, record, state, None if link else part)
+
+
+def like_parents(registry: Registry, record: Record) -> Record:
+    """With the kind that its recipe tells, where its header does not say one.
+
+    What was made of one vector is of its kind; what was made of several is combined.
+    """
+    if record.guess.get("declared") or not record.parents:
+        return record
+    kinds = [registry.kind_of(sha256) for sha256 in record.parents]
+    kind = kinds[0] if len(kinds) == 1 else "combined"
+    if kind is None:
+        return record
+    made = f"its header says that it was made of {len(kinds)} vector{'s' * (len(kinds) > 1)}"
+    guess = {own: "" for own in USES} if kind != record.guess["kind"] else {}
+    return replace(record, guess={**record.guess, **guess, "kind": kind, "evidence": [made]})
 
 
 def _copied(

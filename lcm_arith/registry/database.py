@@ -37,6 +37,7 @@ records: Final = sa.Table(
     sa.Column("bytes", sa.BigInteger, nullable=False),
     sa.Column("tensors", sa.String(64), nullable=False),
     sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("assumed", sa.Boolean, nullable=False),  # nobody says the kind
     sa.Column("family", sa.Text, nullable=False),
     sa.Column("network", sa.Text, nullable=False),
     sa.Column("rank", sa.Text, nullable=False),

@@ -17,7 +17,7 @@ from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Found, Registry
 
 MOST_LEVELS: Final = 64
-_SHOWN_ELSEWHERE: Final = ("of", "sha256", "name", "weight", "weights")
+_UNSHOWN: Final = ("of", "sha256", "name", "weight", "weights", "skipped_steps")
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,12 @@ def leaves(made: Any, how: list[str], level: int = 0) -> Iterator[Mapping[str, A
     if not isinstance(terms, list) or not all(isinstance(term, Mapping) for term in terms):
         raise InvalidContentError("the header's terms are no list of terms")
     for term in terms:
-        told = {k: v for k, v in term.items() if k not in _SHOWN_ELSEWHERE}
-        how += [f"{key} {value}" for key, value in told.items() if value is not None]
+        told = {k: v for k, v in term.items() if k not in _UNSHOWN}
+        how += [
+            str(value) if key in ("operation", "method") else f"{key} {value}"
+            for key, value in told.items()
+            if value is not None
+        ]
         if "of" in term:
             factors = [term.get("weight"), term.get("weights")]
             for own in leaves(term["of"], how, level + 1):

@@ -31,10 +31,7 @@ def give(registry: Registry, states: Mapping[str, State], *, force: bool = False
     with registry.index.change() as change:
         for name, state in sorted(states.items(), key=lambda own: own[1].alias_of is not None):
             before = change.state(name)
-            same = before is not None and (before.record, before.alias_of) == (
-                state.record,
-                state.alias_of,
-            )
+            same = before is not None and _same(registry, before, state)
             if before == state or (same and not force):
                 continue  # what is said of it here stays
             if name in shipped.names() or (before is not None and not force):
@@ -56,3 +53,11 @@ def give(registry: Registry, states: Mapping[str, State], *, force: bool = False
                 hint="rename them, or add --force to give the names to the others",
             )
     return sorted(given)
+
+
+def _same(registry: Registry, before: State, state: State) -> bool:
+    """Whether both stand for the same name or the same file."""
+    if None in (before.record, state.record):
+        return (before.record, before.alias_of) == (state.record, state.alias_of)
+    one, other = (registry.manifests.get(str(own.record))["object"] for own in (before, state))
+    return bool(one == other)

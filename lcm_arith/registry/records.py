@@ -143,6 +143,7 @@ class Record:
             "bytes": self.bytes,
             "tensors": self.tensors,
             "kind": self.guess["kind"],
+            "assumed": not self.guess.get("declared", False),
             "family": "|".join(ties) or "unknown",
             "network": "+".join(sorted(self.network)),
             "rank": spread,

@@ -136,6 +136,15 @@ class Registry:
                 return path
         return None
 
+    def kind_of(self, sha256: str) -> str | None:
+        """The kind of the vector in a file; None where the registry does not have it."""
+        for name in shipped.names():
+            if shipped.record(name).object == sha256:
+                return str(shipped.record(name).guess["kind"])
+        rows = self.index.rows(where=lambda query: query.where(records.c.object == sha256))
+        said = [row.state.settings.get("kind") or row.columns["kind"] for row in rows]
+        return str(said[0]) if said else None
+
     def fill(self, change: Change, new: bool) -> dict[str, str]:
         """Fills the tables of an index: from the names' files, or from the names that it has.
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from lcm_arith.errors import InvalidContentError, NotFoundError, OutputExistsError, UsageError
 from lcm_arith.registry import shipped
+from lcm_arith.registry.adding import like_parents
 from lcm_arith.registry.describing import describe
 from lcm_arith.registry.exporting import rights
 from lcm_arith.registry.facts import Facts
@@ -236,7 +237,7 @@ def _taken(registry: Registry, remote: Remote, state: State, folder: Path) -> St
     record = describe(
         registry.objects.path(told.object), source=told.source, facts=facts, name=name
     )
-    record = replace(record, previews=told.previews)
+    record = replace(like_parents(registry, record), previews=told.previews)
     return replace(state, record=registry.manifests.put(record.manifest()))
 
 

@@ -6,7 +6,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lcm_arith.errors import StorageError
@@ -65,6 +65,15 @@ def make_folder(folder: Path) -> None:
             flush_folder(path.parent)
     except OSError as error:
         raise refusal(path, error) from error
+
+
+def touch(path: Path) -> None:
+    """Makes a file young: gc sweeps what is old, and this is wanted again.
+
+    One of another user stays as it is: who shares a registry may read its files, not change them.
+    """
+    with suppress(PermissionError):
+        os.utime(path)
 
 
 @contextmanager

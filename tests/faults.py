@@ -109,13 +109,26 @@ def _spread(count: int, most: int, seed: int) -> list[int]:
 
 
 @timed
-def killed_at_calls(stores: Stores, points: int, operations: tuple[Operation, ...]) -> Tally:
-    """F4, F12: an operation killed before its k-th call; old or new, and it can be done again."""
+def killed_at_calls(
+    stores: Stores,
+    points: int,
+    operations: tuple[Operation, ...],
+    only: Callable[[Call], bool] = lambda call: True,
+) -> Tally:
+    """F4, F12: operations killed before their k-th call; old or new, and they can be done again.
+
+    Args:
+        stores: Prepared ones.
+        points: At most so many calls of each operation, at random.
+        operations: Which.
+        only: Which of their calls.
+    """
     tally = Tally()
     for number, operation in enumerate(operations):
         before, after = stores.after(operation)
-        total = len(trace(stores, operation).calls)
-        for k in _spread(total, points, number):
+        calls = trace(stores, operation).calls
+        total, right = len(calls), [k for k, call in enumerate(calls) if only(call)]
+        for k in (right[own] for own in _spread(len(right), points, number)):
             with stores.copy(operation.store) as (registry, folder):
                 act = functools.partial(operation.act, registry, folder)
                 run = traced(act, folder, kill_at=k)

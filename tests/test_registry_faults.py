@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import descent
@@ -39,6 +40,13 @@ def test_what_was_acknowledged_survives_a_kill_at_any_moment(
 
 def test_an_operation_killed_at_any_call_is_done_or_not(stores: Stores) -> None:
     lossless(faults.killed_at_calls(stores, 3, OPERATIONS), 40)
+
+
+def test_the_first_add_of_all_killed_before_its_folder_is_made(stores: Stores) -> None:
+    tally = faults.killed_at_calls(
+        stores, 99, OPERATIONS[:1], only=lambda call: call.name.startswith("mkdir")
+    )
+    lossless(tally, 10)  # objects, manifests, names, pending, tmp, and what is in them
 
 
 def test_a_disk_that_refuses_leaves_the_store_as_it_was(stores: Stores) -> None:
@@ -85,6 +93,11 @@ def test_reindex_outlives_any_damage_of_the_index(stores: Stores) -> None:
 
 def test_a_store_that_may_only_be_read(stores: Stores) -> None:
     lossless(wear.read_only(stores), 6)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user for a while")
+def test_a_store_of_another_user(stores: Stores) -> None:
+    lossless(wear.shared(stores), 4)
 
 
 def test_odd_places(tmp_path: Path) -> None:

@@ -147,6 +147,15 @@ def test_reindex_restores_everything_that_was_said(family: Registry) -> None:
     assert family.rows() == before
 
 
+def test_reindex_writes_the_file_of_a_name_that_only_the_index_has(family: Registry) -> None:
+    before = family.rows()
+    (family.root / "names/a.json").unlink()
+    assert problems(family) == [("has no file in names: reindex writes one", ("a",))]
+    upkeep.reindex(family)
+    assert family.rows() == before
+    assert not problems(family)
+
+
 def test_reindex_names_what_it_cannot_read(family: Registry) -> None:
     (family.root / "names/a.json").write_bytes(b"[]")
     family.manifests.path(str(family.find("b").state.record)).unlink()

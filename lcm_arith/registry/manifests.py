@@ -93,7 +93,7 @@ class Manifests:
         path = self.path(sha256)
         try:
             if path.is_file() and digest(path.read_bytes()) == sha256:
-                path.touch()  # gc sweeps what is old, and this is wanted again
+                durable.touch(path)
                 return
         except OSError as error:
             raise durable.refusal(path, error) from error

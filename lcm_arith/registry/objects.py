@@ -53,7 +53,7 @@ class Objects:
         path = self.path(sha256, suffix)
         try:
             if path.is_file() and file_sha256(path) == sha256:
-                os.utime(path)  # gc sweeps what is old, and this is wanted again
+                durable.touch(path)
                 return
             durable.make_folder(path.parent)
             part.chmod(0o444 & ~_umask())

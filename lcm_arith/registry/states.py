@@ -196,8 +196,10 @@ class States:
         elif same := next((own for own in kept if _holds(own, data)), None):
             os.replace(same, path)
         else:
+            durable.make_folder(self.folder)
             durable.write(path, data)
-        durable.flush_folder(self.folder)
+        if self.folder.is_dir():  # the first change of all may have died before it made it
+            durable.flush_folder(self.folder)
 
     def forget(self) -> None:
         """Nothing is pending any more: the transaction was done."""

@@ -195,7 +195,7 @@ def _unlike(registry: Registry, states: dict[str, State]) -> Iterator[Problem]:
     """Names whose file says other things than the index."""
     on_disk = set(registry.index.states)
     for name in sorted(states.keys() - on_disk):
-        yield Problem("has no file in names: any change of it writes one", (name,))
+        yield Problem("has no file in names: reindex writes one", (name,))
     for name in sorted(states.keys() & on_disk):
         try:
             same = registry.index.states.get(name) == states[name]
@@ -354,6 +354,7 @@ class Reindexed:
 def reindex(registry: Registry) -> Reindexed:
     """Makes the index anew from the names' files and the manifests; no object is touched.
 
+    A name whose file is lost, while the index has it, gets its file again.
     A SQLite file that is no database any more is put aside first.
 
     Raises:
@@ -372,7 +373,11 @@ def reindex(registry: Registry) -> Reindexed:
 
 
 def _reindexed(registry: Registry, aside: str | None) -> Reindexed:
+    states = registry.index.states
     with registry.index.change() as change:
+        for name, text in change.connection.execute(sa.select(names.c.name, names.c.state)).all():
+            if not states.path(name).exists():
+                states.put(name, State.of(text, name))  # the index alone knows of it
         for table in (names, parents, records):
             change.connection.execute(table.delete())
         lost = registry.fill(change, new=True)

@@ -145,6 +145,7 @@ def read_terms(texts: list[str], l1: str | None, l2: str | None) -> list[Term]:
     Raises:
         UsageError: If λ is given twice, or one of the lists is wrong.
     """
+    from lcm_arith.combination import NONE
     from lcm_arith.errors import UsageError
     from lcm_arith.weights import Term, Weights, decimal, parse_term
 
@@ -155,6 +156,9 @@ def read_terms(texts: list[str], l1: str | None, l2: str | None) -> list[Term]:
             decimal("0.8" if l1 is None else l1, f"--l1 {l1}"),
             decimal("1" if l2 is None else l2, f"--l2 {l2}"),
         )
+        for name, option, text in zip(names, ("--l1", "--l2"), (l1, l2), strict=True):
+            if name == NONE and text is not None:
+                raise UsageError(f"{option} {text}: weighs none, which is no vector")
         return [Term(n, Weights(w)) for n, w in zip(names, numbers, strict=True)]
     if l1 is not None or l2 is not None:
         raise UsageError("--l1 and --l2 are for two vectors without weights of their own")

@@ -42,6 +42,8 @@ def command(
 
 def lines(found: Inspection) -> list[tuple[str, str]]:
     """What is shown, a name and a value a line."""
+    from lcm_arith.text import clean
+
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
     families = ", ".join(f"{name} ({share:.0%} of its kind)" for name, share in found.families)
     alphas = ", ".join(f"{alpha} in {n}" for alpha, n in list(found.alphas.items())[:4])
@@ -62,9 +64,4 @@ def lines(found: Inspection) -> list[tuple[str, str]]:
     rows += [("metadata", f"{key}: {value[:200]}") for key, value in metadata[:_SHOWN]]
     if len(metadata) > _SHOWN:
         rows.append(("", f"… and {len(metadata) - _SHOWN} more, with --json"))
-    return [(name, printable(value)) for name, value in rows]
-
-
-def printable(text: str) -> str:
-    """Without what could steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return [(name, clean(value)) for name, value in rows]

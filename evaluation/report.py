@@ -17,6 +17,7 @@ from lcm_arith.evaluation.metrics import PICTURE_METRICS
 from lcm_arith.evaluation.plan import Row
 from lcm_arith.evaluation.sheets import contact_sheet
 from lcm_arith.formats.container import write_bytes
+from lcm_arith.text import csv_cell
 
 BETTER_HIGH: Final = {"prompt_score", "retrieval_top1", "style_accuracy"}
 BEST_AT_ONE: Final = {"sharp_ratio", "diversity"}
@@ -49,8 +50,9 @@ def check_csv_name(csv: Path, folder: Path) -> None:
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
-    """UTF-8, six significant digits, empty where a value is not defined."""
-    text: str = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    """UTF-8, six significant digits, empty where a value is not defined; no cell is a formula."""
+    safe = table.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
+    text: str = safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     return text.encode()
 
 

@@ -442,3 +442,11 @@ def test_a_vector_of_another_architecture_stops_the_grid_before_any_work(tmp_pat
     with pytest.raises(IncompatibleError):
         run_grid(grid, (alien, alien), family=embedded(), folder=tmp_path / "g", on_stage=quiet)
     assert not (tmp_path / "g").exists()
+
+
+def test_no_cell_of_a_csv_is_a_formula() -> None:
+    captions = ["=HYPERLINK(1)", "+1+cmd|x", "@SUM(1)", "-0.3", "a cat", "\t=1"]
+    table = pd.DataFrame({"prompt": captions, "score": [0.5, -1.0, 2.0, 3.0, 4.0, 5.0]})
+    text = csv_bytes(table).decode()
+    assert text.splitlines()[1:5] == ["'=HYPERLINK(1),0.5", "'+1+cmd|x,-1", "'@SUM(1),2", "-0.3,3"]
+    assert "\n'\t=1" in text.replace('"', "")

@@ -17,9 +17,9 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.text import Text
 
+from lcm_arith import text
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.formats import opening
-from lcm_arith.registry import text
 from lcm_arith.registry.card import CardValues, Ingredient, card, code, read_card
 from lcm_arith.registry.recognise import SCHEDULERS
 

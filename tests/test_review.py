@@ -191,6 +191,7 @@ def test_options_that_change_nothing_are_refused(tmp_cwd: Path) -> None:
     ("command", "said"),
     [
         ("spectrum noto none --l2 0.5", "--l2 0.5: weighs no vector"),
+        ("combine noto none --l2 0.5", "--l2 0.5: weighs none"),
         ("spectrum none lcm --l1 0,1", "--l1 0,1: weighs no vector"),
         ("spectrum noto lcm --l1=", "'' is not a number"),
         ("combine noto lcm --l1=", "'' is not a number"),

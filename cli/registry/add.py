@@ -250,7 +250,7 @@ def facts(added: Added, wish: Wish) -> dict[str, Any]:
 
 def line(told: Mapping[str, Any], *, dry_run: bool) -> str:
     """The same for people, in one line."""
-    from lcm_arith.registry.text import clean
+    from lcm_arith.text import clean
 
     kind, licence = told["kind"], told["licence"]
     assumed = " (assumed)" if kind["source"] == "assumed" else ""

@@ -105,7 +105,7 @@ def diff(
     """Show what two vectors have in common and what not, by their numbers and their headers."""
     from lcm_arith.registry import comparing
     from lcm_arith.registry.store import Registry
-    from lcm_arith.registry.text import clean
+    from lcm_arith.text import clean
 
     registry = Registry.open()
     names = (one, other)

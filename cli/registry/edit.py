@@ -117,7 +117,7 @@ def note(
 
 def _print(name: str, state: State, *, as_json: bool) -> None:
     """What is said of a vector now."""
-    from lcm_arith.registry.text import clean
+    from lcm_arith.text import clean
 
     if as_json:
         told = {"settings": dict(state.settings), "tags": state.tags, "notes": state.notes}

@@ -41,7 +41,7 @@ def command(
     """Show what a vector was made of, with every weight, and that of what."""
     from lcm_arith.registry import lineage
     from lcm_arith.registry.store import Registry
-    from lcm_arith.registry.text import clean
+    from lcm_arith.text import clean
 
     registry = Registry.open()
     node = lineage.lineage(registry, registry.find(name))

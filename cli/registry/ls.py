@@ -151,7 +151,7 @@ def csv_text(found: Iterable[Mapping[str, Any]]) -> str:
     import csv
     import io
 
-    from lcm_arith.registry.text import csv_cell
+    from lcm_arith.text import csv_cell
 
     columns = (
         "name", "alias_of", "family", "kind", "kind_assumed", "network", "rank", "modules", "bytes",
@@ -189,7 +189,7 @@ def table(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
     """Lines of a table: a heading, then a row each; long cells end in …, names get spare room."""
     from rich.cells import cell_len, set_cell_size
 
-    from lcm_arith.registry.text import clean
+    from lcm_arith.text import clean
 
     plain = [{name: clean(text) for name, text in row.items()} for row in rows]
     sizes = {

@@ -70,7 +70,7 @@ def path(name: Known, as_json: options.Json = False) -> None:
 
 def lines(found: Found, origin: Node, effective: Effective) -> list[tuple[str, str]]:
     """The sheet: a name and a value a line, harmless for any terminal."""
-    from lcm_arith.registry.text import clean
+    from lcm_arith.text import clean
 
     rows = [
         ("name", found.name),

@@ -54,7 +54,7 @@ def command(
 
 
 def _line(problem: Problem) -> str:
-    from lcm_arith.registry.text import clean
+    from lcm_arith.text import clean
 
     who = ", ".join(problem.names) or "no name"
     aside = f" (now {problem.quarantined})" if problem.quarantined else ""
@@ -69,7 +69,7 @@ def reindex(as_json: options.Json = False) -> None:
     from lcm_arith.errors import VerificationError
     from lcm_arith.registry import upkeep
     from lcm_arith.registry.store import Registry
-    from lcm_arith.registry.text import clean
+    from lcm_arith.text import clean
 
     made = upkeep.reindex(Registry.open())
     if as_json:

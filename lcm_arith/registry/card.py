@@ -1,7 +1,8 @@
 """The model card, ``README.md`` of an exported vector: written, and read where others wrote one.
 
-Everything in it may come from strangers, so every text passes :func:`.text.markdown`, the front
-matter is written by YAML's own writer, and the code block holds JSON strings and checked numbers.
+Everything in it may come from strangers, so every text passes :func:`lcm_arith.text.markdown`, the
+front matter is written by YAML's own writer, and the code block holds JSON strings and checked
+numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lcm_arith.registry.facts import CARD, Facts, decimal_text, gather
 from lcm_arith.registry.licences import of_text
 from lcm_arith.registry.recognise import SCHEDULERS
 from lcm_arith.registry.rights import Parent, blocks_push, hub_licence, union
-from lcm_arith.registry.text import clean, markdown
+from lcm_arith.text import clean, markdown
 
 _TAGS: Final = ("text-to-image", "diffusers", "lora", "template:sd-lora", "lcm-arith")
 # Family → its tag on the hub.

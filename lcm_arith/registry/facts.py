@@ -37,7 +37,7 @@ class Said:
     """A value and who says it.
 
     Args:
-        value: As it was found; controls included (:func:`lcm_arith.registry.text.clean` for
+        value: As it was found; controls included (:func:`lcm_arith.text.clean` for
             display). Numbers are decimal strings.
         source: ``user``, ``card``, ``header modelspec.title``, ``sidecar x.civitai.info``,
             ``listing``, ``table`` …

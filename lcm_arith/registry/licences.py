@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from lcm_arith.registry.text import clean
+from lcm_arith.text import clean
 
 DECLARED: Final = "the listing's declaration"  # CivitAI's flags are often its form's defaults
 

@@ -345,7 +345,7 @@ def save(
             exact[down], exact[up] = rounding.balanced(exact[down], exact[up], dtype)
         rounded = _rounded(exact, dtype, path)
         if dtype != torch.float32 and not module.endswith(MAGNITUDE):
-            losses[module] = rounding.lost(exact, rounded, names, module)
+            losses[module] = rounding.lost(exact, rounded, names)
         return rounded
 
     spread = (named for of in ahead(spelled, plan.tau) for named in of.items())

@@ -147,6 +147,10 @@ def _terms(file: str, row: dict[str, Any], names: dict[str, str]) -> Iterator[Te
     elif inner and float(row["weight"]) == 1:
         for own in inner:
             yield from _terms(file, own, names)
+    elif row.get("operation") and "sha256" not in row:
+        raise UsageError(
+            f"{file}: was made by {row['operation']}, which is no sum", hint="name terms to compare"
+        )
     else:
         sha256 = row.get("sha256", "")
         name = row.get("name") or names.get(sha256) or _registered(sha256)

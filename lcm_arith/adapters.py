@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +46,17 @@ def locate(name: str | Path) -> Path:
     if str(name) in files.vector_names():
         return files.vector_path(str(name))
     path = Path(name)
-    if path.exists():
+    plain = "/" not in str(name)
+    if path.exists() and not (plain and path.is_dir() and not (path / peft_folder.CONFIG).exists()):
         return path
-    if "/" not in str(name):
+    if plain:
         from lcm_arith.registry import store  # SQLAlchemy, which files do not need
 
         registered = store.path_of(str(name))
         if registered is not None:
             return registered
+    if path.exists():
+        return path  # a folder of something else, which its reader will name
     shipped = files.vector_names()
     close = difflib.get_close_matches(str(name), shipped, n=1)
     raise NotFoundError(
@@ -68,7 +72,7 @@ def open_adapter(name: str | Path) -> tuple[SafeFile, dict[str, str]]:
     Raises:
         NotFoundError, InvalidContentError, StorageError: As :func:`load`.
     """
-    path = locate(name)
+    path = peft_folder.whole(locate(name))
     said: dict[str, str] = {}
     if path.is_dir():
         path, said = peft_folder.resolve(path)
@@ -105,10 +109,24 @@ def load(name: str | Path, base: Path | None = None, *, allow_pickle: bool = Fal
         file, metadata = open_adapter(name)
         small = file.size <= KEPT
         origin["sha256"], kept = file.checked(keep=small)
+        check_address(file.path, origin["sha256"])
         path, tensors = file.path, kept if small else file
     model = base_of(tensors, base)
     parsed = dialects.parse(tensors, metadata, str(path), model)
     return TaskVector(((1.0, Source(parsed.deltas, origin, metadata, parsed.outlines, model)),))
+
+
+def check_address(path: Path, sha256: str) -> None:
+    """Raises where a file that is called by its sha256, as the registry's are, has another.
+
+    Raises:
+        InvalidContentError: If so.
+    """
+    if re.fullmatch("[0-9a-f]{64}", path.stem) and path.stem != sha256:
+        raise InvalidContentError(
+            f"{path}: was changed on the disk, its sha256 is {sha256}",
+            hint="lcm-arith registry verify --deep puts it aside; then add the vector again",
+        )
 
 
 def _find_pickle(path: Path) -> tuple[Path, dict[str, str]] | None:

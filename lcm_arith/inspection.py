@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lcm_arith.adapters import base_of, open_adapter, recipe_digest
+from lcm_arith.adapters import base_of, check_address, open_adapter, recipe_digest
 from lcm_arith.analysis import inner, share_by_block
 from lcm_arith.formats import dialects
 from lcm_arith.formats.container import tensors_digest
@@ -62,6 +62,7 @@ def inspect(name: str | Path, base: Path | None = None) -> Inspection:
     """
     file, metadata = open_adapter(name)
     digest, tensors = file.checked(keep=True)
+    check_address(file.path, digest)
     parsed = dialects.parse(tensors, metadata, str(file.path), base_of(file, base))
     found = candidates({target: tuple(d.shape) for target, d in parsed.outlines.items()})
     deltas = {t: parsed.deltas[t] for t in parsed.deltas if not t.endswith(GAIN)}

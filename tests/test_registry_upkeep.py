@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -10,12 +11,16 @@ from pathlib import Path
 import pytest
 from stores import names, problems
 
+from lcm_arith.adapters import load, locate, save_folder
+from lcm_arith.analysis import distance
+from lcm_arith.embedded import files as vectors
 from lcm_arith.errors import (
     InvalidContentError,
     NotFoundError,
     OutputExistsError,
+    UsageError,
 )
-from lcm_arith.registry import adding, editing, rebuilding, upkeep
+from lcm_arith.registry import adding, archive, editing, rebuilding, upkeep
 from lcm_arith.registry.store import Registry
 
 DAYS = 86400.0
@@ -171,3 +176,73 @@ def test_a_lost_file_of_a_name_is_never_overwritten(family: Registry, files: lis
     with pytest.raises(OutputExistsError, match="the index does not know it"):
         adding.add(family, files[2], name="kept")
     assert path.read_bytes() == before
+
+
+# What a review found.
+
+
+def test_parents_without_a_name_survive_a_lost_index_and_a_backup(
+    family: Registry, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        editing.remove(family, name, force=True)
+    upkeep.reindex(family)
+    assert upkeep.gc(family, older_than=-1).files == ()
+    assert rebuilding.rebuild(family, family.find("child")).equal
+    archive.backup(family, tmp_path / "all.tar")
+    other = Registry.open(tmp_path / "other", f"sqlite:///{tmp_path / 'other' / 'index.db'}")
+    archive.restore(other, tmp_path / "all.tar")
+    assert upkeep.gc(other, older_than=-1).files == ()
+    assert rebuilding.rebuild(other, other.find("child")).equal
+
+
+def test_a_damaged_file_is_not_used(family: Registry) -> None:
+    path = family.find("child").path
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InvalidContentError, match="was changed on the disk"):
+        load(path)
+    with pytest.raises(InvalidContentError, match="was changed on the disk"):
+        rebuilding.rebuild(family, family.find("child"))
+
+
+def test_a_link_that_was_changed_or_leads_into_the_registry_is_refused(
+    registry: Registry, files: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "linked.safetensors"
+    shutil.copy(files[0], path)
+    adding.add(registry, path, link=True)
+    record = registry.find("linked").record
+    os.utime(path)  # another date alone is looked at, and forgiven
+    assert registry.file_of(record) == path
+    shutil.copy(files[1], path)
+    with pytest.raises(InvalidContentError, match="was changed since it was linked"):
+        registry.file_of(record)
+    assert registry.files(record.object) is None
+    adding.add(registry, files[0], name="inside")
+    for inside in (registry.find("inside").path, vectors.vector_path("lcm")):
+        with pytest.raises(UsageError, match="is in the registry or came with the program"):
+            adding.add(registry, inside, name="again", link=True)
+
+
+def test_a_peft_file_is_read_with_the_alphas_beside_it(registry: Registry, tmp_path: Path) -> None:
+    save_folder(load("noto"), tmp_path / "peft")
+    config = json.loads((tmp_path / "peft/adapter_config.json").read_text())
+    config["lora_alpha"] = 4 * config["r"]
+    (tmp_path / "peft/adapter_config.json").write_text(json.dumps(config))
+    added = adding.add(registry, tmp_path / "peft/adapter_model.safetensors")
+    assert added.name == "peft"
+    lost, total = distance(load(registry.find("peft").path), 4.0 * load("noto"))
+    assert lost <= 1e-6 * total
+
+
+def test_a_folder_of_a_vectors_name_does_not_hide_it(
+    home: Path, files: list[Path], tmp_cwd: Path
+) -> None:
+    registry = Registry.open()
+    adding.add(registry, files[0], name="half")
+    Path("half").mkdir()
+    assert locate("half") == registry.find("half").path
+    assert locate("./half") == Path("half")

@@ -28,6 +28,12 @@ _REFUSED: Final = {
 _SHIFTING: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+def whole(path: Path) -> Path:
+    """The folder of a file whose alphas are in the configuration beside it; other paths as is."""
+    beside = path.name == WEIGHTS and (path.parent / CONFIG).is_file()
+    return path.parent if beside else path
+
+
 def resolve(folder: Path, *, allow_pickle: bool = False) -> tuple[Path, dict[str, str]]:
     """The file with the numbers, and the configuration as a diffusers header says it.
 

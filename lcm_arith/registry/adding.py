@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, OutputExistsError, UsageError
+from lcm_arith.formats.peft_folder import whole
 from lcm_arith.registry import objects, shipped
 from lcm_arith.registry.describing import describe
 from lcm_arith.registry.facts import Facts, merge
@@ -79,6 +81,7 @@ def add(
             pickle was to be linked, or a linked file's path is no UTF-8.
         StorageError: If the disk or the database refuses; nothing is then added.
     """
+    path = whole(path)
     wanted = check_name(name) if name else name_of(path.stem)
     check_free(registry, wanted)
     said = merge(*filter(None, (sidecars(path) if beside else None, facts)))
@@ -103,7 +106,8 @@ def add(
                 )
         except InvalidContentError as error:
             message = error.message.replace(str(part), str(path))
-            raise InvalidContentError(message, hint=error.hint) from error
+            hint = error.hint.replace(str(part), str(path))
+            raise InvalidContentError(message, hint=hint) from error
         record = like_parents(registry, record)
         return register(registry, wanted, record, state, None if link else part)
 
@@ -133,7 +137,8 @@ def _copied(
     if link and converted:
         raise UsageError(f"{path}: is converted, so it cannot be linked", hint="leave out --link")
     if link:
-        return _place(path)
+        origin["mtime_ns"] = path.stat().st_mtime_ns
+        return _place(path, part.parents[1])
     if not converted:
         objects.copy(path, part)
         return None
@@ -170,10 +175,23 @@ def _readable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def _place(path: Path) -> str:
-    place = str(path.resolve())
+def _place(path: Path, ours: Path) -> str:
+    """Where a linked file stays.
+
+    Args:
+        path: The file.
+        ours: The folder of the registry's workspaces.
+    """
+    found = path.resolve()
+    place = str(found)
     if _readable(place) != place:
         raise UsageError(f"{_readable(place)}: the path is no UTF-8", hint="add it without --link")
+    for folder in (ours.parent, files.VECTORS):
+        if found.is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"{path}: is in the registry or came with the program, it may go from there",
+                hint="add it without --link",
+            )
     return place
 
 

@@ -84,15 +84,17 @@ def backup(registry: Registry, out: Path, *, force: bool = False) -> Archived:
 
 
 def _needed(registry: Registry, states: dict[str, State]) -> Iterator[Path]:
-    for state in states.values():
-        if state.record is None:
-            continue
-        record = Record.of(registry.manifests.get(state.record), state.record)
-        yield registry.manifests.path(state.record)
-        if not record.link:
-            yield registry.objects.path(record.object)
-        for picture in record.previews:
-            yield registry.objects.path(picture["sha256"], picture["suffix"])
+    """Manifests and files of all names, and of what their vectors were made of."""
+    starts = [state.record for state in states.values() if state.record is not None]
+    if not starts:
+        return
+    with registry.index.reading() as connection:
+        for sha256, record in registry.with_parents(connection, starts):
+            yield registry.manifests.path(sha256)
+            if not record.link:
+                yield registry.objects.path(record.object)
+            for picture in record.previews:
+                yield registry.objects.path(picture["sha256"], picture["suffix"])
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -128,10 +130,13 @@ def restore(registry: Registry, archive: Path, *, force: bool = False) -> Archiv
         StorageError: If the disk or the database refuses; no name is then changed.
     """
     states: dict[str, State] = {}
+    manifests: list[str] = []
     with registry.objects.workspace() as folder:
         try:
             with archive.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                count = sum(_restore(registry, tar, own, folder, states) for own in _members(tar))
+                count = sum(
+                    _restore(registry, tar, own, folder, states, manifests) for own in _members(tar)
+                )
         except tarfile.TarError as error:
             raise InvalidContentError(f"{archive}: is no backup ({error})") from error
         except FileNotFoundError:
@@ -140,6 +145,10 @@ def restore(registry: Registry, archive: Path, *, force: bool = False) -> Archiv
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"{archive}: cannot be read ({error.strerror})") from error
+    with registry.index.change() as change:  # vectors without a name, of which others were made
+        for sha256 in manifests:
+            record = Record.of(registry.manifests.get(sha256), sha256)
+            change.record(record.columns(sha256), record.parents)
     give(registry, states, force=force)
     return Archived(len(states), count, archive.stat().st_size)
 
@@ -157,6 +166,7 @@ def _restore(
     info: tarfile.TarInfo,
     folder: Path,
     states: dict[str, State],
+    manifests: list[str],
 ) -> bool:
     """Puts one member into its place, by its content; whether it is a file that was not there."""
     path = PurePosixPath(info.name)
@@ -194,6 +204,7 @@ def _restore(
         raise InvalidContentError(f"{info.name!r}: its sha256 is {digest(data)}")
     there = registry.manifests.path(sha256).is_file()
     registry.manifests.put_bytes(sha256, data)
+    manifests.append(sha256)
     return not there
 
 

@@ -81,9 +81,16 @@ class Manifests:
         """Writes one, if it is not there; its sha256.
 
         Raises:
+            InvalidContentError: If it is too long.
             StorageError: If the disk refuses.
         """
         data = canonical(values)
+        if len(data) > MOST_BYTES:
+            raise InvalidContentError(
+                f"its header and what is said of it have {len(data):,} bytes; a record has at most "
+                f"{MOST_BYTES:,}",
+                hint="convert it first, which leaves its header out",
+            )
         sha256 = digest(data)
         self.put_bytes(sha256, data)
         return sha256

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from lcm_arith import methods
-from lcm_arith.adapters import DTYPES, OWN_METADATA, family_of, load, save
+from lcm_arith.adapters import DTYPES, OWN_METADATA, check_address, family_of, load, save
 from lcm_arith.budgets import BUDGETS, Budget
 from lcm_arith.combination import by_method
 from lcm_arith.dora import as_dora
@@ -64,6 +64,7 @@ def rebuild(registry: Registry, found: Found, *, base: Path | None = None) -> Re
         InvalidContentError: If the record cannot be read.
     """
     file = SafeFile.open(found.path)
+    check_address(found.path, file.checked(keep=False)[0])
     made = found.record.made
     if not made.get("terms"):
         raise UsageError(

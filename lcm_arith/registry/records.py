@@ -200,6 +200,8 @@ USES: Final = ("sampler", "steps", "guidance", "weight")
 """What is recommended for its use."""
 MANY: Final = ("triggers",)
 """Settings of several values."""
+SAMPLERS: Final = ("lcm", "dpm++", "ddim", "tcd", "euler", "flow-euler")
+"""Of lcm_arith.registry.recognise.SCHEDULERS, which a test compares."""
 SETTINGS: Final = (
     "kind", "family", *MANY, *USES, "negative_prompt", "licence", "title", "author", "description",
     "base", "url",
@@ -252,6 +254,9 @@ def check_settings(record: Record, values: Mapping[str, Any]) -> None:
     kind = values.get("kind")
     if kind is not None and kind not in KINDS:
         raise UsageError(f"{kind}: is no kind of vector", hint=f"one of {', '.join(KINDS)}")
+    sampler = values.get("sampler")
+    if sampler is not None and sampler not in SAMPLERS:
+        raise UsageError(f"{sampler}: is no sampler", hint=f"one of {', '.join(SAMPLERS)}")
     family = values.get("family")
     fitting = [name for name, _ in record.families]
     if family is not None and fitting and family not in fitting:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
@@ -17,7 +20,7 @@ from lcm_arith.registry.database import names, records
 from lcm_arith.registry.index import Change, Index, Row
 from lcm_arith.registry.manifests import Manifests
 from lcm_arith.registry.names import check_name, digest_of
-from lcm_arith.registry.objects import Objects
+from lcm_arith.registry.objects import Objects, file_sha256
 from lcm_arith.registry.records import Record
 from lcm_arith.registry.states import State, States
 
@@ -91,8 +94,16 @@ class Registry:
         if digest_of(text) and (text.startswith("sha256:") or not self._named(text)):
             return self._by_digest(digest_of(text) or "")
         row = self.row(text)
-        if row.state.alias_of is not None:
-            return self.find(row.state.alias_of)
+        target = row.state.alias_of
+        if target in shipped.names():
+            return self.find(str(target))
+        if target is not None:
+            row = self.row(target)
+            if row.state.alias_of is not None:
+                raise InvalidContentError(
+                    f"{text}: stands for {target}, which is an alias, too",
+                    hint=f"say what it stands for: lcm-arith registry alias {text} VECTOR",
+                )
         try:
             return self._found(row.name, str(row.state.record), row.state)
         except InvalidContentError:
@@ -127,14 +138,65 @@ class Registry:
                 return files.vector_path(name)
         if not self.index.ready(make=False):
             return None
-        query = sa.select(records.c.object, records.c.link).where(records.c.object == sha256)
+        query = sa.select(records.c.sha256, records.c.link).where(records.c.object == sha256)
         with self.index.reading() as connection:
-            rows = connection.execute(query).all()
+            rows = connection.execute(query.order_by(records.c.link.is_not(None))).all()
         for row in rows:
-            path = Path(row.link) if row.link else self.objects.path(row.object)
-            if path.is_file():
-                return path
+            if row.link is None and self.objects.path(sha256).is_file():
+                return self.objects.path(sha256)
+            if row.link is not None:
+                with suppress(InvalidContentError):  # another place may have it
+                    return self.file_of(Record.of(self.manifests.get(row.sha256), row.sha256))
         return None
+
+    def file_of(self, record: Record) -> Path:
+        """The file of a record; a linked one is hashed again if its date is another.
+
+        Raises:
+            InvalidContentError: If it is missing, or a linked one was changed.
+        """
+        path = Path(record.link) if record.link else self.objects.path(record.object)
+        try:
+            found = path.stat()
+            same = record.link is None or (
+                found.st_size == record.bytes
+                and (
+                    found.st_mtime_ns == record.source.get("mtime_ns")
+                    or file_sha256(path) == record.object
+                )
+            )
+        except OSError as error:
+            raise InvalidContentError(
+                f"{path}: cannot be read ({error.strerror})",
+                hint="restore a backup, add it again, or see: lcm-arith registry verify",
+            ) from error
+        if not same:
+            raise InvalidContentError(
+                f"{path}: was changed since it was linked", hint="add it again under another name"
+            )
+        return path
+
+    def with_parents(
+        self, connection: Connection, starts: Iterable[str], *, parents: bool = True
+    ) -> Iterator[tuple[str, Record]]:
+        """Records by the sha256 of their manifests, with those of all that they were made of.
+
+        Raises:
+            InvalidContentError: If a manifest is lost or damaged.
+        """
+        by_file: dict[str, list[str]] = {}
+        for sha256, file in connection.execute(sa.select(records.c.sha256, records.c.object)):
+            by_file.setdefault(file, []).append(sha256)
+        todo, seen = list(starts), set()
+        while todo:
+            sha256 = todo.pop()
+            if sha256 in seen:
+                continue
+            seen.add(sha256)
+            record = Record.of(self.manifests.get(sha256), sha256)
+            yield sha256, record
+            if parents:
+                todo += [own for file in record.parents for own in by_file.get(file, [])]
 
     def kind_of(self, sha256: str) -> str | None:
         """The kind of the vector in a file; None where the registry does not have it."""
@@ -175,6 +237,10 @@ class Registry:
                 lost[name] = error.message
                 continue
             change.row(name, state, self._fill(change, name, state, lost))
+        for sha256 in self.manifests:  # of vectors without a name, from which others were made
+            with suppress(InvalidContentError):
+                record = Record.of(self.manifests.get(sha256), sha256)
+                change.record(record.columns(sha256), record.parents)
         return lost
 
     def _fill(self, change: Change, name: str, state: State, lost: dict[str, str]) -> str | None:
@@ -197,6 +263,9 @@ class Registry:
         return True
 
     def _by_digest(self, start: str) -> Found:
+        for name in shipped.names():
+            if shipped.record(name).object.startswith(start):
+                return self.find(name)
         if not self.index.ready(make=False):
             raise NotFoundError(f"sha256:{start}: no such vector, the registry is empty")
         pattern = f"{start}%"
@@ -212,7 +281,10 @@ class Registry:
             raise UsageError(
                 f"sha256:{start}: begins {len(objects)} digests", hint="give more digits"
             )
-        return self._found(f"sha256:{found[0][:12]}", found[0], State(record=found[0]))
+        named = self.index.rows(where=lambda query: query.where(names.c.record.in_(found)))
+        if named:
+            return self._found(named[0].name, str(named[0].state.record), named[0].state)
+        return self._found(f"sha256:{objects.pop()[:12]}", found[0], State(record=found[0]))
 
     def _found(self, name: str, digest: str, state: State) -> Found:
         record = Record.of(self.manifests.get(digest), digest)
@@ -227,15 +299,11 @@ def path_of(text: str) -> Path | None:
         InvalidContentError: If the name is there, and its file is not.
     """
     try:
-        found = Registry.open().find(text)
+        registry = Registry.open()
+        found = registry.find(text)
     except (NotFoundError, UsageError):
         return None
-    if not found.path.is_file():
-        raise InvalidContentError(
-            f"{text}: its file is missing ({found.path})",
-            hint="restore a backup, add it again, or see: lcm-arith registry verify",
-        )
-    return found.path
+    return found.path if found.shipped else registry.file_of(found.record)
 
 
 def described(found: Found) -> dict[str, Any]:

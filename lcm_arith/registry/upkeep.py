@@ -185,10 +185,13 @@ def _problems(
 
 def _link_problems(record: Record, name: str, *, deep: bool) -> Iterator[Problem]:
     path = Path(str(record.link))
-    if not path.is_file():
-        yield Problem(f"{path}: the linked file is gone", (name,))
-    elif path.stat().st_size != record.bytes or (deep and file_sha256(path) != record.object):
-        yield Problem(f"{path}: the linked file was changed", (name,))
+    try:
+        if not path.is_file():
+            yield Problem(f"{path}: the linked file is gone", (name,))
+        elif path.stat().st_size != record.bytes or (deep and file_sha256(path) != record.object):
+            yield Problem(f"{path}: the linked file was changed", (name,))
+    except OSError as error:
+        yield Problem(f"{path}: the linked file cannot be read ({error.strerror})", (name,))
 
 
 def _unlike(registry: Registry, states: dict[str, State]) -> Iterator[Problem]:
@@ -261,9 +264,6 @@ def _needed(registry: Registry, change: Change, limit: float, *, keep_parents: b
     A name counts that the index or a file of names has; and so does a manifest that is younger than
     ``limit``.
     """
-    by_file: dict[str, list[str]] = {}
-    for sha256, file in change.connection.execute(sa.select(records.c.sha256, records.c.object)):
-        by_file.setdefault(file, []).append(sha256)
     todo = [own for own in registry.manifests if not _age(registry.manifests.path(own)) < limit]
     states = {name: registry.index.states.get(name) for name in registry.index.states}
     for name, text in change.connection.execute(sa.select(names.c.name, names.c.state)):
@@ -276,18 +276,8 @@ def _needed(registry: Registry, change: Change, limit: float, *, keep_parents: b
                 hint="restore a backup, or remove that name; then run gc again",
             )
         todo += [own] if own else []
-    seen: set[str] = set()
-    kept: set[Path] = set()
-    while todo:
-        sha256 = todo.pop()
-        if sha256 in seen:
-            continue
-        seen.add(sha256)
-        record = Record.of(registry.manifests.get(sha256), sha256)
-        kept.update(_files(registry, sha256))
-        if keep_parents:
-            todo += [sha for parent in record.parents for sha in by_file.get(parent, [])]
-    return kept
+    kept = registry.with_parents(change.connection, todo, parents=keep_parents)
+    return {path for sha256, _ in kept for path in _files(registry, sha256)}
 
 
 def _forget(registry: Registry, change: Change, old: list[Path]) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXPORT_EXAMPLES = """Examples:
 
-  lcm-arith registry export noto                (folder noto: weights and a model card)
+  lcm-arith registry export noto                (folder noto-diffusers: weights, a model card)
 
   lcm-arith registry export ink-fast --format kohya -o for-webui
 
@@ -62,7 +62,7 @@ Names = Annotated[
 def export(
     name: Known,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder to make.", show_default="the name")
+        Path | None, typer.Option("-o", "--out", help="Folder to make.", show_default="NAME-FORMAT")
     ] = None,
     form: Annotated[ExportFormat, typer.Option("--format", help="Whose files.")] = (
         ExportFormat.diffusers
@@ -81,7 +81,7 @@ def export(
 
     registry = Registry.open()
     found = registry.find(name)
-    folder = out or Path(found.name.replace(":", "-"))
+    folder = out or Path(f"{found.name.replace(':', '-')}-{form.value}")
     number_format = None if dtype is None else dtype.value
     done = write(
         registry, found, folder, form=form.value, dtype=number_format, base=base, force=force

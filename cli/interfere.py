@@ -64,8 +64,9 @@ def command(
     table = Table(
         box=None, pad_edge=False, title=f"{names[0]} and {names[1]}", title_justify="left"
     )
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "block" else "right")
+    table.add_column(COLUMNS[0], min_width=max(len(row[0]) for row in rows))
+    for column in COLUMNS[1:]:
+        table.add_column(column, justify="right")  # a heading of two words may take two lines
     for block, *values in rows:
         table.add_row(block, *(f"{value:.3g}" for value in values))
     stdout.print(table)

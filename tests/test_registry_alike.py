@@ -1,0 +1,155 @@
+"""Vectors that are alike, vectors that are made of others, and what looking at them costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from stores import lite, problems
+
+from lcm_arith.registry import adding, comparing, editing
+from lcm_arith.registry.store import Registry
+
+MODULE = "unet.down_blocks.{}.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return lite(tmp_path / "store")
+
+
+def lora(path: Path, seed: int = 0, metadata: Mapping[str, str] | None = None) -> Path:
+    """Two modules of rank 4 whose alphas, if any, are in the header."""
+    draw = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for block, width in enumerate((320, 640)):
+        name = MODULE.format(block)
+        tensors[f"{name}.lora_A.weight"] = torch.randn(4, width, generator=draw)
+        tensors[f"{name}.lora_B.weight"] = torch.randn(width, 4, generator=draw)
+    save_file(tensors, path, metadata=dict(metadata or {}))
+    return path
+
+
+def alphas(first: float, second: float) -> dict[str, str]:
+    """A header of diffusers that gives the two modules their alphas."""
+    values = {
+        "unet.r": 4,
+        "unet.lora_alpha": first,
+        "unet.alpha_pattern": {MODULE.format(1).removeprefix("unet."): second},
+    }
+    return {"lora_adapter_metadata": json.dumps(values)}
+
+
+# Which are the same.
+
+
+def test_equal_tensors_of_other_alphas_are_another_vector(
+    registry: Registry, tmp_path: Path
+) -> None:
+    for name, header in (
+        ("a", alphas(4, 4)), ("b", alphas(32, 32)), ("c", alphas(4, 8)), ("d", alphas(8, 4)),
+        ("e", {**alphas(8, 4), "made": "later"}),
+    ):  # fmt: skip
+        adding.add(registry, lora(tmp_path / f"{name}.safetensors", 1, header))
+    records = {name: registry.find(name).record for name in "abcde"}
+    assert len({own.tensors for own in records.values()}) == 1
+    assert records["c"].alphas == records["d"].alphas == {"4": 1, "8": 1}
+    (group,) = comparing.dedup(registry)
+    assert (group.names, group.verdict) == (("d", "e"), "same tensors")
+    assert comparing.merge(registry, group) == ["e"]
+    assert registry.find("b").record == records["b"]
+
+
+def test_nearly_equal_alphas_are_alike_and_not_merged(registry: Registry, tmp_path: Path) -> None:
+    for name, alpha in (("a", 4), ("b", 4.01)):
+        adding.add(registry, lora(tmp_path / f"{name}.safetensors", 1, alphas(alpha, alpha)))
+    (group,) = comparing.dedup(registry)
+    assert (group.verdict, group.same_tensors) == ("same, rounded", False)
+    with pytest.raises(ValueError, match="differ"):
+        comparing.merge(registry, group)
+
+
+# What one of several keeps.
+
+
+def two(registry: Registry, folder: Path, **headers: Mapping[str, str]) -> None:
+    """Vectors of the same tensors in different files."""
+    for name, header in headers.items():
+        adding.add(registry, lora(folder / f"{name}.safetensors", 1, {"of": name, **header}))
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ({"modelspec.license": "CC-BY-NC-4.0"}, "licence CC-BY-NC-4.0"),
+        ({"modelspec.trigger_phrase": "zork"}, "triggers zork"),
+        ({"modelspec.author": "Ann"}, "author Ann"),
+    ],
+)
+def test_a_vector_of_which_more_is_said_stays(
+    header: Mapping[str, str], told: str, registry: Registry, tmp_path: Path
+) -> None:
+    two(
+        registry, tmp_path, a={"modelspec.license": "MIT"}, b=header, c={"modelspec.license": "mit"}
+    )
+    before = registry.find("b")
+    (group,) = comparing.dedup(registry)
+    assert group.apart.keys() == {"b"}
+    assert group.apart["b"].count(told) == 1
+    assert comparing.merge(registry, group) == ["c"]
+    assert registry.find("b") == before
+    assert registry.find("c").name == "a"
+
+
+def test_settings_are_united_unless_they_contradict(registry: Registry, tmp_path: Path) -> None:
+    two(registry, tmp_path, a={}, b={}, c={}, d={"modelspec.license": "MIT"})
+    editing.set_values(registry, "a", {"weight": "0.5"})
+    editing.set_values(registry, "b", {"weight": "0.9", "title": "other"})
+    editing.set_values(registry, "c", {"weight": "0.5", "triggers": ["ink"], "licence": "mit"})
+    (group,) = comparing.dedup(registry)
+    assert group.apart == {
+        "b": "weight 0.5 (user)",
+        "d": "licence MIT (header modelspec.license)",  # of the first nobody says it
+    }
+    assert comparing.merge(registry, group) == ["c", "d"]  # with c's word, d's licence is said
+    assert registry.find("a").state.settings == {
+        "weight": "0.5", "triggers": ["ink"], "licence": "mit",
+    }  # fmt: skip
+    assert registry.find("b").state.settings == {"weight": "0.9", "title": "other"}
+    assert not problems(registry)
+
+
+def test_a_users_word_does_not_replace_the_licence_of_the_one_that_is_kept(
+    registry: Registry, tmp_path: Path
+) -> None:
+    two(registry, tmp_path, a={"modelspec.license": "CC-BY-NC-4.0"}, b={})
+    editing.set_values(registry, "b", {"licence": "MIT"})
+    (group,) = comparing.dedup(registry)
+    assert "CC-BY-NC-4.0" in group.apart["b"]
+    assert comparing.merge(registry, group) == []
+    assert registry.find("b").name == "b"
+
+
+def test_what_changed_since_it_was_compared_stays(registry: Registry, tmp_path: Path) -> None:
+    two(registry, tmp_path, a={}, b={}, c={})
+    (group,) = comparing.dedup(registry)
+    editing.remove(registry, "b")
+    adding.add(registry, lora(tmp_path / "other.safetensors", 2), name="b")
+    assert comparing.merge(registry, group) == ["c"]
+    assert registry.find("b").name == "b"
+    assert not problems(registry)
+
+
+def test_nothing_becomes_an_alias_of_a_name_that_is_gone(
+    registry: Registry, tmp_path: Path
+) -> None:
+    two(registry, tmp_path, a={}, b={})
+    (group,) = comparing.dedup(registry)
+    editing.remove(registry, "a")
+    assert comparing.merge(registry, group) == []
+    assert registry.find("b").name == "b"
+    assert not problems(registry)

@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import save_file
 from stores import lite, problems
 
-from lcm_arith.registry import adding, comparing, editing
+from lcm_arith.registry import adding, comparing, editing, exporting, lineage
+from lcm_arith.registry.card import card
+from lcm_arith.registry.manifests import Manifests
+from lcm_arith.registry.rights import blocks_push
 from lcm_arith.registry.store import Registry
 
 MODULE = "unet.down_blocks.{}.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -153,3 +156,124 @@ def test_nothing_becomes_an_alias_of_a_name_that_is_gone(
     assert comparing.merge(registry, group) == []
     assert registry.find("b").name == "b"
     assert not problems(registry)
+
+
+# What a vector was made of.
+
+
+def made(*terms: tuple[str, str]) -> dict[str, str]:
+    """A header that names files by sha256, each with a weight."""
+    rows = [{"sha256": sha256, "weight": weight} for sha256, weight in terms]
+    return {"lcm_arith": json.dumps({"terms": rows})}
+
+
+def chain(registry: Registry, folder: Path, count: int, **settings: str) -> list[str]:
+    """Vectors v0, v1 …, each made of twice the one before; their files' sha256."""
+    digests: list[str] = []
+    for number in range(count):
+        header = made(*((own, w) for own in digests[-1:] for w in ("0.5", "0.25")))
+        path = lora(folder / f"v{number}.safetensors", number, header)
+        said = settings if not number else {}
+        digests.append(adding.add(registry, path, settings=said).record.object)
+    return digests
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The manifests that were read, in order."""
+    found: list[str] = []
+    read = Manifests.get
+
+    def get(self: Manifests, sha256: str) -> dict[str, object]:
+        found.append(sha256)
+        return read(self, sha256)
+
+    monkeypatch.setattr(Manifests, "get", get)
+    return found
+
+
+def test_only_what_a_vector_was_made_of_is_read_and_once(
+    registry: Registry, tmp_path: Path, reads: list[str]
+) -> None:
+    chain(registry, tmp_path, 4)
+    for number in range(6):
+        adding.add(registry, lora(tmp_path / f"other{number}.safetensors", 90 + number))
+    found = registry.find("v3")
+    above = {str(registry.find(name).state.record) for name in ("v0", "v1", "v2")}
+    reads.clear()
+    files = lineage.Files.of(registry)
+    assert not reads
+    lineage.lineage(registry, found, files)
+    assert len(reads) == 3
+    assert set(reads) == above
+    exporting.rights(registry, found, files)
+    exporting.card_values(registry, found, "x", files)
+    exporting.rights(registry, registry.find("v2"), files)
+    assert len(reads) == 4  # find's own
+    reads.clear()
+    exporting.export(registry, found, tmp_path / "out")
+    assert sorted(reads) == sorted(above)
+
+
+def test_vectors_without_parents_cost_no_manifest(
+    registry: Registry, tmp_path: Path, reads: list[str]
+) -> None:
+    for number in range(5):
+        adding.add(registry, lora(tmp_path / f"x{number}.safetensors", number))
+    every = [registry.find(f"x{number}") for number in range(5)]
+    reads.clear()
+    for found in every:
+        exporting.rights(registry, found)
+    assert not reads
+
+
+def test_a_file_that_is_used_twice_has_its_parents_once(registry: Registry, tmp_path: Path) -> None:
+    chain(registry, tmp_path, 3)
+    node = lineage.lineage(registry, registry.find("v2"))
+    assert lineage.tree(node) == [
+        "v2",
+        "├── 0.5 · v1",
+        "│   ├── 0.5 · v0",
+        "│   └── 0.25 · v0",
+        "└── 0.25 · v1  (above)",
+    ]
+    told = node.as_json()
+    assert [own["above"] for own in (told, *told["parents"])] == [False, False, True]
+    assert [len(own["parents"]) for own in told["parents"]] == [2, 0]
+    assert [own["weight"] for own in told["parents"]] == ["0.5", "0.25"]
+    origins = lineage.origins(registry, registry.find("v2"))
+    weights = ["0.5 × 0.5", "0.5 × 0.25", "0.25 × 0.5", "0.25 × 0.25"]
+    assert [(own.name, own.weight) for own in origins] == [("v0", text) for text in weights]
+
+
+def test_a_billion_ways_to_one_file_are_told_as_several(registry: Registry, tmp_path: Path) -> None:
+    digests = chain(registry, tmp_path, 31, licence="CC-BY-ND-4.0")
+    found = registry.find("v30")
+    node = lineage.lineage(registry, found)
+    assert len(lineage.tree(node)) == 1 + 2 * 30
+    assert len(lineage.mermaid(node)) == 1 + 31 + 2 * 30
+    assert json.dumps(node.as_json()).count('"name"') == 1 + 2 * 30
+    (origin,) = lineage.origins(registry, found)
+    assert (origin.name, origin.sha256, origin.weight) == ("v0", digests[0], "several")
+    effective = exporting.rights(registry, found)
+    assert effective.mixed
+    assert any("changed versions" in why for why in blocks_push(effective))
+    values = exporting.card_values(registry, found, "x.safetensors")
+    assert f"| v0 | several | {digests[0]} |" in card(values)
+    assert "changed versions" in card(values)
+    exporting.export(registry, found, tmp_path / "out")
+
+
+def test_a_vector_that_claims_to_be_made_of_itself_ends(registry: Registry, tmp_path: Path) -> None:
+    adding.add(registry, lora(tmp_path / "v.safetensors"))
+    found = registry.find("v")
+    own = found.record.object
+    values = registry.manifests.get(str(found.state.record))
+    terms = [{"sha256": own, "weight": "1"}] * 2
+    lie = registry.manifests.put({**values, "made": {"terms": terms}, "parents": [own]})
+    with registry.index.change() as change:
+        change.record({**registry.index.row("v").columns, "sha256": lie}, (own,))
+        change.update("v", type(found.state)(record=lie))
+    node = lineage.lineage(registry, registry.find("v"))
+    assert lineage.tree(node) == ["v", "├── 1 · v  (above)", "└── 1 · v  (above)"]
+    assert exporting.rights(registry, registry.find("v")).unknown

@@ -112,12 +112,9 @@ def _group(vectors: Mapping[str, _Vector]) -> Group:
     far = [distance(first.fingerprint, record.fingerprint) for record in rest]
     same_tensors = all(
         record.object == first.object
-        or (
-            (record.tensors, record.alphas) == (first.tensors, first.alphas)
-            and apart.relative <= SAME
-        )  # an alpha may be in the header, and then of another module
-        for record, apart in zip(rest, far, strict=True)
-    )
+        or (record.tensors == first.tensors and record.alphas == first.alphas and gap <= SAME)
+        for record, gap in zip(rest, (own.relative for own in far), strict=True)
+    )  # alphas may be in the header, and those of two modules be exchanged
     if not objects:
         verdict = "same file"
     elif same_tensors:
@@ -145,7 +142,7 @@ def _lost(kept: _Vector, other: _Vector) -> str:
         return ""  # both came with the program
     own = other.state
     if kept.state.record is None and (own.tags or own.notes or own.settings):
-        return "its tags, notes and settings, which a shipped vector cannot carry"
+        return "its tags, notes and settings"  # a shipped vector carries none
     both = kept.record.said(_united(kept.state, own))
     lost = []
     for vector in (kept, other):

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from stores import lite, problems
 
-from lcm_arith.registry import adding, comparing, editing, exporting, lineage
+from lcm_arith.adapters import load
+from lcm_arith.delta import LowRankDelta
+from lcm_arith.embedded import files as shipped_files
+from lcm_arith.registry import adding, comparing, describing, editing, exporting, lineage
 from lcm_arith.registry.card import card
 from lcm_arith.registry.manifests import Manifests
 from lcm_arith.registry.rights import blocks_push
 from lcm_arith.registry.store import Registry
+from lcm_arith.vector import TaskVector
 
 MODULE = "unet.down_blocks.{}.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -277,3 +284,66 @@ def test_a_vector_that_claims_to_be_made_of_itself_ends(registry: Registry, tmp_
     node = lineage.lineage(registry, registry.find("v"))
     assert lineage.tree(node) == ["v", "├── 1 · v  (above)", "└── 1 · v  (above)"]
     assert exporting.rights(registry, registry.find("v")).unknown
+
+
+# What a description costs.
+
+
+def test_a_large_file_is_described_without_being_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shipped_files.vector_path("lcm")
+    kept = describing.describe(path, source={})
+    alive, most = 0, 0
+    once, lock = TaskVector.once, threading.RLock()
+
+    def ended() -> None:
+        nonlocal alive
+        with lock:
+            alive -= 1
+
+    def counted(self: TaskVector, module: str) -> LowRankDelta:
+        nonlocal alive, most
+        delta = once(self, module)
+        with lock:
+            alive, most = alive + 1, max(most, alive + 1)
+        weakref.finalize(delta.up, ended)
+        return delta
+
+    def unused(self: TaskVector, module: str) -> LowRankDelta:
+        raise AssertionError(f"{module} is asked for to be kept")
+
+    monkeypatch.setattr(describing, "KEPT", 0)
+    monkeypatch.setattr(TaskVector, "once", counted)
+    monkeypatch.setattr(TaskVector, "__getitem__", unused)
+    assert describing.describe(path, source={}) == kept
+    assert kept.modules > 100
+    assert 1 <= most <= 2 * len(os.sched_getaffinity(0)) + 1  # of each thread one, and its last
+    assert alive == 0
+
+
+def test_a_large_dora_is_described_by_its_factors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = lora(tmp_path / "plain.safetensors")
+    tensors = load_file(plain)
+    gains = {
+        f"{MODULE.format(b)}.lora_magnitude_vector": torch.ones(w) for b, w in ((0, 320), (1, 640))
+    }
+    save_file({**tensors, **gains}, tmp_path / "dora.safetensors")
+    kept = describing.describe(tmp_path / "dora.safetensors", source={})
+    monkeypatch.setattr(describing, "KEPT", 0)
+    assert describing.describe(tmp_path / "dora.safetensors", source={}) == kept
+    assert kept.network == {"dora": 2}
+    assert kept.parameters == 4 * 2 * (320 + 640) + 320 + 640
+    assert kept.fingerprint == describing.describe(plain, source={}).fingerprint
+
+
+def test_norm_and_blocks_are_those_of_the_dense_updates() -> None:
+    path = shipped_files.vector_path("noto")
+    record, tau = describing.describe(path, source={}), load(path)
+    energies = {target: float(tau[target].dense().double().square().sum()) for target in tau}
+    assert float(record.norm) == pytest.approx(sum(energies.values()) ** 0.5, rel=1e-5)
+    for block, share in record.blocks.items():
+        own = sum(e for target, e in energies.items() if target.startswith(f"{block}."))
+        assert float(share) == pytest.approx(own / sum(energies.values()), abs=1e-4)
+    assert sum(map(float, record.blocks.values())) == pytest.approx(1, abs=1e-3)
+    assert record.alphas.keys() == {f"{tau[t].scale * tau[t].rank:g}" for t in tau}

@@ -93,8 +93,8 @@ def dedup(
         for name in merged.get(group.names, []):
             stdout.print(f"  {name} → {group.names[0]}", soft_wrap=True)
         for name, lost in group.apart.items() if group.same_tensors else ():
-            told = clean(f"{name} stays, or this would be lost: {lost}", 400)
-            stdout.print(f"  {told}", soft_wrap=True)
+            why = clean(f"{name} stays, or this would be lost: {lost}", 400)
+            stdout.print(f"  {why}", soft_wrap=True)
     if not groups:
         stderr.print("no two vectors do the same")
 

@@ -45,11 +45,20 @@ def block_of(module: str) -> str:
 
 def share_by_block(deltas: Mapping[str, LowRankDelta]) -> dict[str, float]:
     """Block → its share of the squared norm."""
-    energies: dict[str, float] = defaultdict(float)
-    for module in sorted(deltas):
-        energies[block_of(module)] += inner(deltas[module], deltas[module])
-    total = sum(energies.values())
-    return {block: value / total if total else 0.0 for block, value in energies.items()}
+    return shares({module: inner(delta, delta) for module, delta in deltas.items()})
+
+
+def shares(energies: Mapping[str, float]) -> dict[str, float]:
+    """Block → its share of the squared norm.
+
+    Args:
+        energies: Module → its squared norm.
+    """
+    found: dict[str, float] = defaultdict(float)
+    for module in sorted(energies):
+        found[block_of(module)] += energies[module]
+    total = sum(found.values())
+    return {block: value / total if total else 0.0 for block, value in found.items()}
 
 
 @dataclass(frozen=True)

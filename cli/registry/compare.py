@@ -68,11 +68,13 @@ def dedup(
 ) -> None:
     """Show vectors that do the same; with --apply, without asking, one file for equal tensors.
 
-    No number is lost by that, nor what you said; what the other files' headers say is. gc frees the
-    room. Vectors whose numbers differ are only shown.
+    No number is lost by that, nor what you said, nor licences, authors and what is recommended: a
+    vector of which something else is said keeps its file. gc frees the room. Vectors whose numbers
+    differ are only shown.
     """
     from lcm_arith.registry import comparing
     from lcm_arith.registry.store import Registry
+    from lcm_arith.text import clean
 
     registry = Registry.open()
     groups = comparing.dedup(registry)
@@ -90,6 +92,9 @@ def dedup(
         stdout.print(f"{group.verdict}: {', '.join(group.names)}{spare}", soft_wrap=True)
         for name in merged.get(group.names, []):
             stdout.print(f"  {name} → {group.names[0]}", soft_wrap=True)
+        for name, lost in group.apart.items() if group.same_tensors else ():
+            why = clean(f"{name} stays, or this would be lost: {lost}", 400)
+            stdout.print(f"  {why}", soft_wrap=True)
     if not groups:
         stderr.print("no two vectors do the same")
 

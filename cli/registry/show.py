@@ -38,7 +38,7 @@ _FIRST: Final = (
 def command(name: Known, as_json: options.Json = False) -> None:
     """Show all that is known and said of a vector, and who says it."""
     from lcm_arith.registry.exporting import rights
-    from lcm_arith.registry.lineage import lineage
+    from lcm_arith.registry.lineage import Files, lineage
     from lcm_arith.registry.store import Registry, described
 
     registry = Registry.open()
@@ -47,7 +47,9 @@ def command(name: Known, as_json: options.Json = False) -> None:
         place = {"name": found.name, "path": str(found.path), "shipped": found.shipped}
         print_json({**place, **described(found)})
         return
-    for title, value in lines(found, lineage(registry, found), rights(registry, found)):
+    files = Files.of(registry)
+    node, effective = lineage(registry, found, files), rights(registry, found, files)
+    for title, value in lines(found, node, effective):
         stdout.print(f"{title:<15} {value}", soft_wrap=True)
 
 

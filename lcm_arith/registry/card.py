@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from lcm_arith.formats.opening import strict_yaml
 from lcm_arith.registry.facts import CARD, Facts, decimal_text, gather
 from lcm_arith.registry.licences import of_text
 from lcm_arith.registry.recognise import SCHEDULERS
-from lcm_arith.registry.rights import Parent, blocks_push, hub_licence, union
+from lcm_arith.registry.rights import SEVERAL, Parent, blocks_push, hub_licence, union
 from lcm_arith.text import clean, markdown
 
 _TAGS: Final = ("text-to-image", "diffusers", "lora", "template:sd-lora", "lcm-arith")
@@ -42,7 +42,7 @@ class Ingredient:
 
     Args:
         name: Its title.
-        weight: λ, a decimal string.
+        weight: λ, a decimal string, or SEVERAL.
         digest: sha256 of its file, if known.
         licence: As it is named; empty is unknown.
         author: Who made it.
@@ -223,6 +223,11 @@ def _made_of(values: CardValues) -> Iterator[str]:
         yield f"sha256 of this file: {_short(values.digest)}"
 
 
+def is_mixed(made_of: Sequence[Ingredient]) -> bool:
+    """Whether a vector differs from the one that it was made of, if it was one."""
+    return len(made_of) > 1 or any(part.weight == SEVERAL for part in made_of)
+
+
 def _weight(value: str) -> str:
     """A weight as it was given; a hostile one stays visible as text."""
     try:
@@ -247,8 +252,7 @@ def _parents(values: CardValues) -> list[Parent]:
 
 
 def _licence(values: CardValues) -> Iterator[str]:
-    mixed = len(values.made_of) > 1
-    effective = union(_parents(values), mixed=mixed)
+    effective = union(_parents(values), mixed=is_mixed(values.made_of))
     yield "## Licence"
     terms = effective.terms.words()
     asks = ", ".join(terms) if terms else "nothing that is known"

@@ -7,23 +7,23 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
 
 from lcm_arith.adapters import KEPT, OWN_METADATA
-from lcm_arith.analysis import inner, share_by_block
+from lcm_arith.analysis import inner, shares
 from lcm_arith.errors import InvalidContentError
 from lcm_arith.formats import dialects
 from lcm_arith.formats.container import tensors_digest
 from lcm_arith.formats.keys import dialect
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import candidates, is_vector
-from lcm_arith.pool import one_thread
+from lcm_arith.pool import ahead
 from lcm_arith.registry.facts import Facts, from_header, merge
-from lcm_arith.registry.fingerprints import fingerprint
+from lcm_arith.registry.fingerprints import probed
 from lcm_arith.registry.recognise import Outline, guess_kind
 from lcm_arith.registry.records import DIGEST, Record
 from lcm_arith.vector import Source, TaskVector
@@ -59,22 +59,25 @@ def describe(
     small = file.size <= KEPT
     digest, kept = file.checked(keep=small)
     tensors: Mapping[str, Tensor] = kept if small else file
-    plain = {name: name for name in tensors if not name.endswith(_MAGNITUDES)}
+    plain = [name for name in tensors if not name.endswith(_MAGNITUDES)]
     stretched = len(tensors) - len(plain)
-    parsed = dialects.parse(_Part(tensors, plain), file.metadata, str(path))
+    factors: Mapping[str, Tensor] = (
+        {name: kept[name] for name in plain}
+        if small
+        else replace(file, entries={name: file.entries[name] for name in plain})
+    )
+    parsed = dialects.parse(factors, file.metadata, str(path))
     tau = TaskVector(((1.0, Source(parsed.deltas, {}, {}, parsed.outlines)),))
-    deltas = {target: tau[target] for target in tau}
-    layers = [delta for target, delta in deltas.items() if not is_vector(target)]
+    measures = measured(tau)
+    layers = [own for target, own in measures.items() if not is_vector(target)]
+    energies = {target: own.energy for target, own in measures.items()}
     fitting = candidates({target: tuple(d.shape) for target, d in parsed.outlines.items()})
-    with one_thread():
-        norm = math.sqrt(sum(inner(delta, delta) for delta in deltas.values()))
-        blocks = share_by_block(deltas)
     made = own_header(file.metadata, path)
     said = merge(*filter(None, (facts, from_header(file.metadata))))
-    components = tuple(sorted({target.split(".")[0] for target in deltas}))
+    components = tuple(sorted({target.split(".")[0] for target in measures}))
     outline = Outline(
         fitting[0].family if fitting else None,
-        frozenset(deltas),
+        frozenset(measures),
         any(own.startswith("text_encoder") for own in components),
     )
     return Record(
@@ -85,14 +88,14 @@ def describe(
         dialect=dialect(tensors),
         network={"dora": stretched} if stretched else dict(parsed.kinds),
         families=tuple((c.family, f"{c.coverage:.4f}") for c in fitting),
-        ranks={str(r): n for r, n in sorted(Counter(d.rank for d in layers).items())},
-        alphas=dict(Counter(f"{d.scale * d.rank:g}" for d in layers)),
+        ranks={str(r): n for r, n in sorted(Counter(own.rank for own in layers).items())},
+        alphas=dict(Counter(own.alpha for own in layers)),
         dtypes=dict(Counter(str(e.dtype).removeprefix("torch.") for e in file.entries.values())),
-        modules=len(deltas),
+        modules=len(measures),
         parameters=sum(math.prod(entry.shape) for entry in file.entries.values()),
         components=components,
-        norm=f"{norm:.6g}",
-        blocks={block: f"{share:.4f}" for block, share in blocks.items()},
+        norm=f"{math.sqrt(sum(energies.values())):.6g}",
+        blocks={block: f"{share:.4f}" for block, share in shares(energies).items()},
         guess=_plain(guess_kind(name, outline, file.metadata, said).as_json()),
         facts=_plain(replace(said, previews=()).as_json()),
         made=made,
@@ -101,30 +104,42 @@ def describe(
         source=dict(source),
         link=link,
         previews=previews,
-        fingerprint=fingerprint(tau),
+        fingerprint={target: own.probed for target, own in measures.items()},
     )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is known of a module's update.
+
+    Args:
+        energy: Its squared Frobenius norm.
+        rank: Of its factors.
+        alpha: A decimal string.
+        probed: Its part of the fingerprint.
+    """
+
+    energy: float
+    rank: int
+    alpha: str
+    probed: str
+
+
+def measured(tau: TaskVector) -> dict[str, Measure]:
+    """Target → its measures; each update is computed once and not kept."""
+
+    def measure(target: str) -> Measure:
+        delta = tau.once(target)
+        alpha = f"{delta.scale * delta.rank:g}"
+        return Measure(inner(delta, delta), delta.rank, alpha, probed(target, delta))
+
+    return dict(zip(tau, ahead(measure, tau), strict=True))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """The same as JSON gives it back."""
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
-
-
-class _Part(Mapping[str, Tensor]):
-    """Some of a file's tensors."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._tensors, self._names = tensors, names
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def own_header(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:

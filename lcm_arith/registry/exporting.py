@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from lcm_arith import durable
 from lcm_arith.errors import InvalidContentError, UsageError
-from lcm_arith.registry.card import CardValues, Ingredient, card
+from lcm_arith.registry.card import CardValues, Ingredient, card, is_mixed
 from lcm_arith.registry.licences import of_text
-from lcm_arith.registry.lineage import Origin, origins
+from lcm_arith.registry.lineage import Files, Origin, origins
 from lcm_arith.registry.rights import Effective, Parent, union
 from lcm_arith.registry.store import Found, Registry
 
@@ -81,7 +81,9 @@ def export(
         raise UsageError(f"{form}: is no format of an export", hint=f"one of {', '.join(FORMATS)}")
     name = out.name if found.name.startswith("sha256:") else found.name
     file = {"diffusers": _DIFFUSERS, "peft": peft_folder.WEIGHTS}.get(form, f"{name}.safetensors")
-    values = card_values(registry, found, file)
+    files = Files.of(registry)
+    values = card_values(registry, found, file, files)
+    effective = rights(registry, found, files)
     copied = dtype is None and found.record.dialect == form
     with whole_folder(out, force=force, mark=file) as part:
         if copied:
@@ -100,7 +102,7 @@ def export(
             picture = registry.objects.path(own["sha256"], own["suffix"])
             middle = f".preview{number or ''}"
             shutil.copyfile(picture, part / f"{Path(file).stem}{middle}{own['suffix']}")
-    return Exported(out, file, copied, rights(registry, found))
+    return Exported(out, file, copied, effective)
 
 
 def _write(found: Found, path: Path, *, form: str, dtype: str | None, base: Path | None) -> None:
@@ -112,14 +114,22 @@ def _write(found: Found, path: Path, *, form: str, dtype: str | None, base: Path
     save(tau, path, dtype=DTYPES[kept], form=form)
 
 
-def card_values(registry: Registry, found: Found, file: str) -> CardValues:
+def card_values(
+    registry: Registry, found: Found, file: str, files: Files | None = None
+) -> CardValues:
     """What the card of a vector says.
 
     What nobody says of a mix it has from its parts: the triggers of all, and the sampler, steps and
     guidance of the acceleration.
+
+    Args:
+        registry: Where its parents are.
+        found: The vector.
+        file: The weights' name.
+        files: Of the registry, where more is asked of it.
     """
     said = found.record.said(found.state)
-    made_of = origins(registry, found)
+    made_of = origins(registry, found, files)
     parts = [origin.said for origin in made_of]
     fast = next((own for own in parts if _text(own, "kind") == "acceleration"), {})
     used = {
@@ -163,15 +173,21 @@ def _ingredient(origin: Origin) -> Ingredient:
     )
 
 
-def rights(registry: Registry, found: Found) -> Effective:
-    """What the licences of a vector and of all that it was made of ask together."""
+def rights(registry: Registry, found: Found, files: Files | None = None) -> Effective:
+    """What the licences of a vector and of all that it was made of ask together.
+
+    Args:
+        registry: Where its parents are.
+        found: The vector.
+        files: Of the registry, where several vectors are asked for.
+    """
     said = found.record.said(found.state)
-    made_of = [_ingredient(origin) for origin in origins(registry, found)]
+    made_of = [_ingredient(origin) for origin in origins(registry, found, files)]
     parents = [Parent(p.name, of_text(p.licence or "unknown"), p.author, p.url) for p in made_of]
     if _text(said, "licence") or not parents:
         own = of_text(_text(said, "licence") or "unknown")
         parents.append(Parent(found.name, own, _text(said, "author")))
-    return union(parents, mixed=len(made_of) > 1)
+    return union(parents, mixed=is_mixed(made_of))
 
 
 def _text(said: Mapping[str, Any], name: str) -> str:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lcm_arith.delta import LowRankDelta
-    from lcm_arith.vector import TaskVector
 
 PROBES: Final = 8
 SAME: Final = 1e-5
@@ -31,16 +30,13 @@ Fingerprint = Mapping[str, str]
 """Target module → eight float32 numbers, little-endian, in base64."""
 
 
-def fingerprint(tau: TaskVector) -> dict[str, str]:
-    """The fingerprint of a vector; each module is computed once and not kept."""
-    from lcm_arith.pool import ahead
+def probed(target: str, delta: LowRankDelta) -> str:
+    """A module's part of the fingerprint.
 
-    targets = list(tau)
-    found = ahead(lambda target: _probed(target, tau.once(target)), targets)
-    return dict(zip(targets, found, strict=True))
-
-
-def _probed(target: str, delta: LowRankDelta) -> str:
+    Args:
+        target: Its canonical name.
+        delta: Its update.
+    """
     up, down = delta.up.flatten(1).double(), delta.down.flatten(1).double()
     out, into = len(up), down.shape[1]
     x = _signs(f"{target} in", into)  # [in, 8]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import islice
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -13,10 +16,12 @@ from lcm_arith.errors import InvalidContentError
 from lcm_arith.registry import shipped
 from lcm_arith.registry.database import names, records
 from lcm_arith.registry.records import Record
+from lcm_arith.registry.rights import SEVERAL
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Found, Registry
 
 MOST_LEVELS: Final = 64
+MOST_PATHS: Final = 1_000
 _UNSHOWN: Final = ("of", "sha256", "name", "weight", "weights", "skipped_steps")
 
 
@@ -41,18 +46,123 @@ class Node:
     known: bool
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return {**vars(self), "parents": [own.as_json() for own in self.parents]}
+        """JSON-ready values; the parents of a file that is used twice stand where it is first."""
+        return self._json(set())
+
+    def _json(self, seen: set[str]) -> dict[str, Any]:
+        above = _again(self, seen)
+        parents = [] if above else [own._json(seen) for own in self.parents]
+        return {**vars(self), "parents": parents, "above": above}
 
 
-def lineage(registry: Registry, found: Found) -> Node:
-    """The tree above a vector; a vector that is used twice stands there twice.
+def _again(node: Node, seen: set[str]) -> bool:
+    """Whether a node's parents were shown; notes that they are now."""
+    above = bool(node.parents) and node.sha256 in seen
+    seen.add(node.sha256)
+    return above
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A file of the registry under its first name."""
+
+    name: str
+    record: Record
+    state: State
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that vectors can be made of; a manifest is read when it is reached, and once.
+
+    Args:
+        registry: Whose.
+        rows: sha256 of a file → a name, the sha256 of its manifest and its state, of each that
+            has the file, sorted; without a name last.
+    """
+
+    registry: Registry
+    rows: Mapping[str, list[tuple[str | None, str, str | None]]]
+    _read: dict[str, _Known | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, registry: Registry) -> Files:
+        """By one query; what is added to the registry later is not among them."""
+        rows: dict[str, list[tuple[str | None, str, str | None]]] = defaultdict(list)
+        if not registry.index.ready(make=False):
+            return cls(registry, rows)
+        query = sa.select(
+            records.c.object, records.c.sha256, names.c.name, names.c.state
+        ).outerjoin(names, names.c.record == records.c.sha256)
+        with registry.index.reading() as connection:
+            found = connection.execute(query).all()
+        for file, sha256, name, state in sorted(found, key=lambda row: (row[2] is None, row[2])):
+            rows[file].append((name, sha256, state))
+        return cls(registry, rows)
+
+    def get(self, file: str) -> _Known | None:
+        """A file under its first name; a shipped one, too; None where there is none.
+
+        Raises:
+            InvalidContentError: If its manifest or state is damaged.
+        """
+        if file not in self._read:
+            self._read[file] = self._find(file)
+        return self._read[file]
+
+    def _find(self, file: str) -> _Known | None:
+        known = _shipped().get(file)
+        for name, sha256, state in self.rows.get(file, ()):
+            own = State() if state is None else State.of(state, str(name))
+            if known is not None:
+                if own.settings and not known.state.settings:
+                    known = replace(known, state=own)  # the user's word, whatever the name
+            elif self.registry.manifests.path(sha256).is_file():
+                record = Record.of(self.registry.manifests.get(sha256), sha256)
+                known = _Known(name or f"sha256:{file[:12]}", record, own)
+        return known
+
+
+@cache
+def _shipped() -> Mapping[str, _Known]:
+    found = ((name, shipped.record(name)) for name in shipped.names())
+    return {record.object: _Known(name, record, State()) for name, record in found}
+
+
+def lineage(registry: Registry, found: Found, files: Files | None = None) -> Node:
+    """The tree above a vector.
+
+    Args:
+        registry: Where its parents are.
+        found: The vector.
+        files: Of the registry, where several vectors are asked for.
 
     Raises:
         InvalidContentError: If a record's terms cannot be read, or nest too deep.
     """
-    known = _all(registry)
-    return _node(found.name, found.record, None, known, 0)
+    how, parents = _made(found.record, files or Files.of(registry), {}, 0)
+    return Node(found.name, found.record.object, None, how, parents, known=True)
+
+
+_Made = tuple[tuple[str, ...], tuple[Node, ...]]
+
+
+def _made(record: Record, files: Files, done: dict[tuple[str, int], _Made], level: int) -> _Made:
+    """How a file was made, and of what; once for a file and level, however often it is used."""
+    key = record.object, level
+    if key not in done:
+        how: list[str] = []
+        parents = []
+        for term in leaves(record.made, how, level):
+            sha256, weight = str(term["sha256"]), str(term["weight"])
+            own = files.get(sha256) if level < MOST_LEVELS else None
+            if own is None:
+                parents.append(Node(f"sha256:{sha256[:12]}", sha256, weight, (), (), known=False))
+            else:
+                made = _made(own.record, files, done, level + 1)
+                parents.append(Node(own.name, sha256, weight, *made, known=True))
+        done[key] = tuple(how), tuple(parents)
+    return done[key]
 
 
 @dataclass(frozen=True)
@@ -73,80 +183,49 @@ class Origin:
     said: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A file of the registry under its first name."""
-
-    name: str
-    record: Record
-    state: State
-
-
-def origins(registry: Registry, found: Found) -> list[Origin]:
+def origins(registry: Registry, found: Found, files: Files | None = None) -> list[Origin]:
     """Where a vector comes from at last, in the order of its recipe; empty where it is one itself.
 
-    A vector in between stands there, too, if it has a licence of its own.
+    A vector in between stands there, too, if it has a licence of its own. Where more than
+    MOST_PATHS ways lead up, a file stands there once, with the weight SEVERAL.
+
+    Args:
+        registry: As :func:`lineage`.
+        found: As :func:`lineage`.
+        files: As :func:`lineage`.
 
     Raises:
         InvalidContentError: As :func:`lineage`.
     """
-    known = _all(registry)
-    return list(_origins(lineage(registry, found), known, ()))
-
-
-def _origins(node: Node, known: Mapping[str, _Known], weights: tuple[str, ...]) -> Iterator[Origin]:
-    for own in node.parents:
-        through = (*weights, str(own.weight))
-        there = known.get(own.sha256)
+    files = files or Files.of(registry)
+    node = lineage(registry, found, files)
+    paths = list(islice(_paths(node, ()), MOST_PATHS + 1))
+    if len(paths) > MOST_PATHS:
+        paths = [(own, SEVERAL) for own in _once(node, set())]
+    made_of = []
+    for own, weight in paths:
+        there = files.get(own.sha256)
         said = there.record.said(there.state) if there else {}
         if not own.parents or "licence" in said:
-            weight = " × ".join(w for w in through if _number(w) != 1) or "1"
-            yield Origin(own.name, own.sha256, weight, said)
-        yield from _origins(own, known, through)
+            made_of.append(Origin(own.name, own.sha256, weight, said))
+    return made_of
 
 
-def _all(registry: Registry) -> dict[str, _Known]:
-    """sha256 of a file → its first name, record and state; shipped ones, too."""
-    found = {
-        shipped.record(own).object: _Known(own, shipped.record(own), State())
-        for own in shipped.names()
-    }
-    if not registry.index.ready(make=False):
-        return found
-    query = sa.select(records.c.object, records.c.sha256, names.c.name, names.c.state).outerjoin(
-        names, names.c.record == records.c.sha256
-    )
-    with registry.index.reading() as connection:
-        rows = connection.execute(query).all()
-    for file, sha256, name, state in sorted(rows, key=lambda row: (row[2] is None, row[2])):
-        own = State() if state is None else State.of(state, name)
-        if file in found:
-            if own.settings and not found[file].state.settings:
-                found[file] = replace(found[file], state=own)  # the user's word, whatever the name
-        elif registry.manifests.path(sha256).is_file():
-            record = Record.of(registry.manifests.get(sha256), sha256)
-            found[file] = _Known(name or f"sha256:{file[:12]}", record, own)
-    return found
+def _paths(node: Node, weights: tuple[str, ...]) -> Iterator[tuple[Node, str]]:
+    """Every way up from a vector: its end, and the weights on it."""
+    for own in node.parents:
+        through = (*weights, str(own.weight))
+        yield own, " × ".join(w for w in through if _number(w) != 1) or "1"
+        yield from _paths(own, through)
 
 
-def _node(
-    name: str,
-    record: Record,
-    weight: str | None,
-    known: Mapping[str, _Known],
-    level: int,
-) -> Node:
-    how: list[str] = []
-    above = []
-    for term in leaves(record.made, how, level):
-        sha256 = str(term["sha256"])
-        if sha256 in known and level < MOST_LEVELS:
-            own = known[sha256]
-            above.append(_node(own.name, own.record, str(term["weight"]), known, level + 1))
-        else:
-            shown = f"sha256:{sha256[:12]}"
-            above.append(Node(shown, sha256, str(term["weight"]), (), (), known=False))
-    return Node(name, record.object, weight, tuple(how), tuple(above), known=True)
+def _once(node: Node, seen: set[str]) -> Iterator[Node]:
+    """Every file above a vector."""
+    for own in node.parents:
+        if own.sha256 not in seen:
+            seen.add(own.sha256)
+            yield own
+            yield from _once(own, seen)
 
 
 def leaves(made: Any, how: list[str], level: int = 0) -> Iterator[Mapping[str, Any]]:
@@ -185,19 +264,20 @@ def _number(text: str) -> float | None:
 
 
 def tree(node: Node) -> list[str]:
-    """Lines of a tree."""
-    return list(_lines(node, "", ""))
+    """Lines of a tree; the parents of a file that is used twice stand where it is first."""
+    return list(_lines(node, "", "", set()))
 
 
-def _lines(node: Node, first: str, rest: str) -> Iterator[str]:
+def _lines(node: Node, first: str, rest: str, seen: set[str]) -> Iterator[str]:
     weight = f"{node.weight} · " if node.weight is not None else ""
     lost = "" if node.known else "  (not in the registry)"
-    how = f"  [{', '.join(node.how)}]" if node.how else ""
-    yield f"{first}{weight}{node.name}{how}{lost}"
-    for number, own in enumerate(node.parents):
+    above = _again(node, seen)
+    how = f"  [{', '.join(node.how)}]" if node.how and not above else ""
+    yield f"{first}{weight}{node.name}{how}{lost}{'  (above)' if above else ''}"
+    for number, own in enumerate(() if above else node.parents):
         last = number == len(node.parents) - 1
         yield from _lines(
-            own, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   ")
+            own, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   "), seen
         )
 
 

@@ -12,6 +12,9 @@ from typing import Final
 
 from lcm_arith.registry.licences import DECLARED, Licence, Terms
 
+SEVERAL: Final = "several"
+"""The weight of a part that goes into a mix on too many ways to tell them all."""
+
 
 @dataclass(frozen=True)
 class Parent:

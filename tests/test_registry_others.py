@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+import torch
+from fake_hub import FakeHub, point_at
+from safetensors.torch import save_file
 
 from lcm_arith.embedded import files
-from lcm_arith.errors import InvalidContentError, OutputExistsError
-from lcm_arith.registry import adding, archive, editing, syncing
-from lcm_arith.registry.manifests import canonical
+from lcm_arith.errors import InvalidContentError, OutputExistsError, UsageError
+from lcm_arith.registry import adding, archive, database, editing, syncing
+from lcm_arith.registry.downloads import UrlSource, parse_source
+from lcm_arith.registry.fetching import add_from
+from lcm_arith.registry.manifests import MOST_BYTES, canonical, digest
 from lcm_arith.registry.naming import give
 from lcm_arith.registry.remotes import Remote, open_remote
 from lcm_arith.registry.states import State
@@ -195,3 +204,104 @@ def test_a_vector_with_aliases_does_not_become_an_alias(here: Registry) -> None:
 def test_an_alias_stands_for_a_name(name: Any) -> None:
     with pytest.raises(InvalidContentError, match="alias_of"):
         State.of(canonical({"alias_of": name}), "remote")
+
+
+@pytest.mark.parametrize(
+    ("repo", "file", "name"),
+    [
+        ("ByteDance/Hyper-SD", "Hyper-SDXL-8steps-lora.safetensors", "hyper-sdxl-8steps-lora"),
+        ("ByteDance/Hyper-SD", "Hyper-SD15-4steps-lora.safetensors", "hyper-sd15-4steps-lora"),
+        ("artist/Ink", "pytorch_lora_weights.safetensors", "ink"),
+        ("artist/Ink", "v2/adapter_model.safetensors", "ink-v2"),
+        ("artist/Ink", "v2/Pen.safetensors", "pen"),
+    ],
+)
+def test_a_file_of_the_hub_has_its_own_name_unless_all_are_called_so(
+    repo: str, file: str, name: str, there: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeHub() as hub:
+        point_at(hub, monkeypatch)
+        hub.repo(repo, {file: files.vector_path("lcm").read_bytes()})
+        source = parse_source(f"hf:{repo}:{file}")
+        assert source is not None
+        assert add_from(there, source).name == name
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address at which its files can be downloaded."""
+    (tmp_path / "site").mkdir()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    handler = partial(Handler, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path / "site", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_kind_guessed_from_the_name_of_a_download_stays_over_push_and_pull(
+    here: Registry, there: Registry, remote: Remote, site: tuple[Path, str]
+) -> None:
+    folder, url = site
+    name = "lcm-lora-sdv1-5.safetensors"
+    # Without the header that says its kind, so that only the name does.
+    module = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    shapes = {"lora_down.weight": (2, 1280), "lora_up.weight": (1280, 2)}
+    tensors = {f"{module}.{part}": torch.ones(*shape) for part, shape in shapes.items()}
+    save_file(tensors, folder / name)
+    added = add_from(here, UrlSource(f"{url}/{name}"), name="fast")
+    assert (added.record.guess["kind"], added.record.source["file"]) == ("acceleration", name)
+    shutil.copy(folder / name, folder / "a.safetensors")
+    plain = adding.add(here, folder / "a.safetensors")
+    assert plain.record.guess["kind"] != "acceleration"
+    syncing.push(here, remote, ["fast"])
+    syncing.pull(there, remote)
+    assert there.find("fast").record == added.record
+    again = syncing.push(there, remote)
+    assert (again.names, again.same) == ((), ("fast",))
+
+
+def test_a_manifest_of_a_remote_has_a_limit(
+    here: Registry, there: Registry, remote: Remote, tmp_path: Path
+) -> None:
+    syncing.push(here, remote)
+    data = b" " * (MOST_BYTES + 1)
+    sha256 = digest(data)
+    path = tmp_path / "remote/manifests/sha256" / sha256[:2] / f"{sha256}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    relist(remote, ink={**listed(remote), "record": sha256})
+    with pytest.raises(InvalidContentError, match="larger than 16777216 bytes"):
+        syncing.pull(there, remote)
+
+
+@pytest.mark.parametrize("url", ["github://x", "reference://x", "generic://x", "ftp://h:xx/y"])
+def test_an_address_that_fsspec_cannot_read_is_a_mistake_of_the_user(url: str) -> None:
+    with pytest.raises(UsageError, match="no remote that is known"):
+        open_remote(url)
+
+
+def test_a_file_system_that_cannot_be_written_is_a_mistake_of_the_user(here: Registry) -> None:
+    with pytest.raises(UsageError, match="cannot be a remote"):
+        syncing.push(here, open_remote("data:abc"))
+
+
+@pytest.mark.parametrize(
+    "url", ["simplecache::nosuch://u:secret@b/x", "filecache::nosuch://secret@h/x"]
+)
+def test_no_part_of_a_chained_address_shows_a_password(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_remote(url)
+    assert "secret" not in f"{caught.value.message} {caught.value.hint}"
+    assert "//b/x" in caught.value.message or "//h/x" in caught.value.message
+
+
+@pytest.mark.parametrize("url", ["u:p@ss:secret@h/x", "u:secret@h:xx/x", "[::1/x"])
+def test_a_database_whose_port_is_no_number_is_a_mistake_of_the_user(url: str) -> None:
+    with pytest.raises(UsageError, match="port is no number") as caught:
+        database.engine(f"postgresql+psycopg://{url}")
+    assert "secret" not in f"{caught.value.message} {caught.value.hint}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from lcm_arith.errors import InvalidContentError, NotFoundError, OutputExistsError, UsageError
@@ -13,7 +13,7 @@ from lcm_arith.registry.adding import like_parents
 from lcm_arith.registry.describing import describe
 from lcm_arith.registry.exporting import rights
 from lcm_arith.registry.facts import Facts
-from lcm_arith.registry.manifests import canonical, digest, parse
+from lcm_arith.registry.manifests import MOST_BYTES, canonical, digest, parse
 from lcm_arith.registry.names import check_name
 from lcm_arith.registry.naming import give
 from lcm_arith.registry.records import Record
@@ -315,7 +315,7 @@ def _taken(registry: Registry, remote: Remote, state: State, folder: Path) -> St
     """A record's files, fetched, checked and put into their places; the state that names it."""
     place = folder / "manifest.json"
     path = registry.manifests.path(str(state.record))
-    remote.get(_relative(registry, path), place)
+    remote.get(_relative(registry, path), place, MOST_BYTES)
     told = Record.of(parse(place.read_bytes(), remote.url), remote.url)
     place.unlink()
     part = folder / "object.safetensors"
@@ -325,12 +325,15 @@ def _taken(registry: Registry, remote: Remote, state: State, folder: Path) -> St
     for own in told.previews:
         picture = registry.objects.path(own["sha256"], own["suffix"])
         if not picture.is_file():
-            remote.get(_relative(registry, picture), part)
+            remote.get(_relative(registry, picture), part, MOST_BYTES)  # none is larger, either
             registry.objects.put(part, own["sha256"], own["suffix"])
     facts = Facts.from_json(told.facts, remote.url)
-    name = str(told.source.get("file", ""))
+    place_of = told.source.get("file") or told.source.get("url", "")  # older ones lack the file
     record = describe(
-        registry.objects.path(told.object), source=told.source, facts=facts, name=name
+        registry.objects.path(told.object),
+        source=told.source,
+        facts=facts,
+        name=PurePosixPath(str(place_of)).name,
     )
     record = replace(like_parents(registry, record), previews=told.previews)
     return replace(state, record=registry.manifests.put(record.manifest()))

@@ -71,7 +71,10 @@ class State:
         if wrong or (values.get("record") is None) == (values.get("alias_of") is None):
             what = ", ".join(sorted(wrong)) or "neither a record nor an alias, or both"
             raise InvalidContentError(f"{where}: is no state of a name ({what})")
-        state = cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        given: dict[str, Any] = {
+            name: tuple(own) if isinstance(own, list) else own for name, own in values.items()
+        }
+        state = cls(**given)
         if b"\\u" in data:
             try:
                 state.text()

@@ -66,7 +66,7 @@ def command(
     )
     table.add_column(COLUMNS[0], min_width=max(len(row[0]) for row in rows))
     for column in COLUMNS[1:]:
-        table.add_column(column, justify="right")  # a heading of two words may take two lines
+        table.add_column(column, justify="right", max_width=8)  # a heading may take two lines
     for block, *values in rows:
         table.add_row(block, *(f"{value:.3g}" for value in values))
     stdout.print(table)

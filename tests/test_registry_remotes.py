@@ -415,13 +415,11 @@ def test_a_list_that_is_too_long_is_refused_both_ways(
 
 
 def test_an_object_that_is_too_large_is_refused(
-    bench: Bench, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, files: dict[str, Path], tmp_path: Path
 ) -> None:
     bench.remote.commit(files, NAMES, bench.remote.read_names()[1])
-    for module in ("folder", "hub"):
-        monkeypatch.setattr(f"lcm_arith.registry.remotes.{module}.MOST_OBJECT", len(BIG) - 1)
-    place = tmp_path / "pulled"
-    said = refused(InvalidContentError, 4, lambda: bench.remote.get(object_path(BIG), place))
+    place, path = tmp_path / "pulled", object_path(BIG)
+    said = refused(InvalidContentError, 4, lambda: bench.remote.get(path, place, len(BIG) - 1))
     assert str(len(BIG) - 1) in said
     assert not place.exists()
 

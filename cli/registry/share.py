@@ -167,6 +167,9 @@ def told(verb: str, url: str, done: Synced, *, as_json: bool) -> None:
         print_json({"remote": url, **vars(done)})
         return
     for name in done.names:
-        stdout.print(f"{verb} {name}", soft_wrap=True)
+        more = f": {', '.join(done.told[name])}" if name in done.told else ""
+        stdout.print(f"{verb} {name}{more}", soft_wrap=True)
+    for name, fields in done.other.items():
+        stderr.print(f"{name}: said otherwise here than there: {', '.join(fields)}", soft_wrap=True)
     if done.same:
         stderr.print(f"{len(done.same)} were there already: {', '.join(done.same)}", soft_wrap=True)

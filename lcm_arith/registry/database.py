@@ -116,6 +116,14 @@ def engine(url: str) -> Engine:
         )
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(f"the index's URL is not understood: {error}") from error
+    except UsageError:
+        raise
+    except ValueError as error:  # its text may hold half a password
+        raise UsageError(
+            "the index's URL is not understood: its port is no number",
+            hint="postgresql+psycopg://USER:PASSWORD@HOST:PORT/NAME; write @ : / in a password as "
+            "%40 %3A %2F",
+        ) from error
     except ModuleNotFoundError as error:
         raise UsageError(
             f"the package {error.name} is missing", hint="pip install 'lcm-arith[postgres]'"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from lcm_arith.errors import InvalidContentError
@@ -15,6 +15,13 @@ from lcm_arith.registry.sidecars import civitai_version
 from lcm_arith.registry.store import Registry
 
 _PEFT_CONFIG: Final = "adapter_config.json"
+# What programs call every adapter that they write.
+_GENERIC: Final = frozenset(
+    {
+        "adapter_model", "diffusion_pytorch_model", "lora", "lora_weights", "model",
+        "pytorch_lora_weights", "pytorch_model", "weights",
+    }
+)  # fmt: skip
 
 
 def add_from(
@@ -46,7 +53,7 @@ def add_from(
             registry,
             path,
             name=options.pop("name", None) or _name(fetched),
-            source=dict(fetched.origin),
+            source={"file": fetched.path.name, **fetched.origin},
             facts=facts_of(fetched),
             beside=False,  # what came along is read as what it is, below
             **options,
@@ -72,10 +79,13 @@ def facts_of(fetched: Fetched) -> Facts:
 
 
 def _name(fetched: Fetched) -> str | None:
-    """Of a hub repository its own name, since its files are all called the same."""
+    """Of a file on the hub its own name, or its repository's and folder's if that says nothing."""
     repo = str(fetched.origin.get("repo", ""))
     if not repo:
         return None
     from lcm_arith.registry.names import name_of
 
-    return name_of(Path(repo).name)
+    file = PurePosixPath(str(fetched.origin.get("file", "")))
+    if file.stem and file.stem.lower() not in _GENERIC:
+        return name_of(file.stem)
+    return name_of("-".join((PurePosixPath(repo).name, *file.parts[:-1])))

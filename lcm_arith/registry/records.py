@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.registry.manifests import SCHEMA
-from lcm_arith.registry.states import State
+from lcm_arith.registry.states import MANY, SETTINGS, State
 
 KINDS: Final = ("acceleration", "style", "combined", "task")
 
@@ -198,15 +198,8 @@ class Record:
 USER: Final = "user"
 USES: Final = ("sampler", "steps", "guidance", "weight")
 """What is recommended for its use."""
-MANY: Final = ("triggers",)
-"""Settings of several values."""
 SAMPLERS: Final = ("lcm", "dpm++", "ddim", "tcd", "euler", "flow-euler")
 """Of lcm_arith.registry.recognise.SCHEDULERS, which a test compares."""
-SETTINGS: Final = (
-    "kind", "family", *MANY, *USES, "negative_prompt", "licence", "title", "author", "description",
-    "base", "url",
-)  # fmt: skip
-"""What a user can say of a vector."""
 
 
 def _storable(text: str) -> str:

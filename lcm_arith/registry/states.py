@@ -20,6 +20,7 @@ from typing import Any, Final
 from lcm_arith import durable
 from lcm_arith.errors import InvalidContentError, StorageError, UsageError
 from lcm_arith.registry.manifests import MOST_BYTES, canonical, parse
+from lcm_arith.registry.names import check_name
 
 _SUFFIX: Final = ".json"
 
@@ -64,18 +65,16 @@ class State:
         """
         data = text.encode() if isinstance(text, str) else text
         values = parse(data, where)
-        if values.keys() - _KINDS.keys():
+        if values.keys() - _FITS.keys():
             raise InvalidContentError(f"{where}: is of a newer lcm-arith")
-        wrong = [name for name, value in values.items() if not isinstance(value, _KINDS[name])]
-        for name in {"tags", "notes"} & values.keys() - set(wrong):
-            values[name] = tuple(values[name])
-            wrong += [name for own in values[name] if not isinstance(own, str)][:1]
-        state = cls(**{name: value for name, value in values.items() if name not in wrong})
-        if wrong or (state.record is None) == (state.alias_of is None):
+        wrong = [name for name, value in values.items() if not _FITS[name](value)]
+        if wrong or (values.get("record") is None) == (values.get("alias_of") is None):
             what = ", ".join(sorted(wrong)) or "neither a record nor an alias, or both"
             raise InvalidContentError(f"{where}: is no state of a name ({what})")
-        if state.record is not None and not _DIGEST.fullmatch(state.record):
-            raise InvalidContentError(f"{where}: its record is no sha256")
+        given: dict[str, Any] = {
+            name: tuple(own) if isinstance(own, list) else own for name, own in values.items()
+        }
+        state = cls(**given)
         if b"\\u" in data:
             try:
                 state.text()
@@ -84,15 +83,51 @@ class State:
         return state
 
 
-_KINDS: Final[dict[str, type | tuple[type, ...]]] = {
-    "record": (str, type(None)),
-    "alias_of": (str, type(None)),
-    "added": str,
-    "tags": list,
-    "notes": list,
-    "settings": dict,
-}
+MANY: Final = ("triggers",)
+"""Settings of several values."""
+SETTINGS: Final = (
+    "kind", "family", *MANY, "sampler", "steps", "guidance", "weight", "negative_prompt", "licence",
+    "title", "author", "description", "base", "url",
+)  # fmt: skip
+"""What a user can say of a vector: a text each, or a list of texts."""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_record(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and bool(_DIGEST.fullmatch(value)))
+
+
+def _is_name(value: Any) -> bool:
+    try:
+        return value is None or (isinstance(value, str) and check_name(value) == value)
+    except UsageError:
+        return False
+
+
+def _are_settings(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() <= set(SETTINGS)
+        and all((_are_texts if name in MANY else _is_text)(own) for name, own in value.items())
+    )
+
+
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_FITS: Final[dict[str, Callable[[Any], bool]]] = {
+    "record": _is_record,
+    "alias_of": _is_name,
+    "added": _is_text,
+    "tags": _are_texts,
+    "notes": _are_texts,
+    "settings": _are_settings,
+}
 
 
 @dataclass(frozen=True)

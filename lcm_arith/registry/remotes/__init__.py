@@ -46,8 +46,13 @@ class Remote(Protocol):
             InvalidContentError: If one is no path of a content-addressed file.
         """
 
-    def get(self, path: str, place: Path) -> None:
+    def get(self, path: str, place: Path, most: int = MOST_OBJECT) -> None:
         """Puts the file at ``path`` to ``place``, whole and with the digest in its path.
+
+        Args:
+            path: On the remote.
+            place: Where it goes.
+            most: Bytes that it may have.
 
         Raises:
             NotFoundError: If it is not there.

@@ -51,6 +51,7 @@ HEAD: Final = "HEAD"
 LOCK: Final = ".HEAD.lock"
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _CHUNK: Final = 2**20  # bytes
+_ADDRESSES: Final = "give hf:org/repo, a folder, or an address such as s3://bucket/folder"
 
 # Stores that show a file only after its last byte was accepted; they cannot rename.
 _WHOLE: Final = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "oss", "s3", "s3a"})
@@ -122,21 +123,21 @@ class FolderRemote:
             self.fs.invalidate_cache()
             return frozenset(path for path in asked if self.fs.exists(self._at(path)))
 
-    def get(self, path: str, place: Path) -> None:
+    def get(self, path: str, place: Path, most: int = MOST_OBJECT) -> None:
         """As :meth:`remotes.Remote.get`."""
         wanted = digest_in(path)
         if place.exists():
             raise OutputExistsError(f"{place}: exists")
         part = place.with_name(f".{uuid.uuid4().hex}.part")
         try:
-            found = self._copy(path, part)
+            found = self._copy(path, part, most)
             _check_digest(self.url, path, found, wanted)
             with storing(place):
                 part.rename(place)
         finally:
             part.unlink(missing_ok=True)
 
-    def _copy(self, path: str, part: Path) -> str:
+    def _copy(self, path: str, part: Path, most: int) -> str:
         """Copies a file of the remote; its sha256."""
         digest, size = hashlib.sha256(), 0
         with (
@@ -148,8 +149,8 @@ class FolderRemote:
             while data := self._some(remote, path):
                 digest.update(data)
                 size += len(data)
-                if size > MOST_OBJECT:
-                    raise InvalidContentError(f"{self.url}/{path}: is larger than {MOST_OBJECT}")
+                if size > most:
+                    raise InvalidContentError(f"{self.url}/{path}: is larger than {most} bytes")
                 local.write(data)
         return digest.hexdigest()
 
@@ -247,6 +248,10 @@ class FolderRemote:
             raise
         except FileNotFoundError as error:
             raise NotFoundError(f"{where}: is not there") from error
+        except (NotImplementedError, ValueError) as error:
+            raise UsageError(
+                f"{where}: cannot be a remote ({type(error).__name__})", hint=_ADDRESSES
+            ) from error
         except _failures() as error:
             what = getattr(error, "strerror", None) or type(error).__name__
             cause = StorageError if self._local else NetworkError
@@ -258,10 +263,11 @@ def open_folder(url: str) -> FolderRemote:
 
     Raises:
         UsageError: If fsspec does not know it, or needs a package that is not installed.
+        NetworkError: If it is asked at once and cannot be reached.
     """
     from fsspec.core import url_to_fs
 
-    shown = without_secrets(url)
+    shown = "::".join(map(without_secrets, url.split("::")))
     try:
         fs, root = url_to_fs(url)
     except ImportError as error:
@@ -269,10 +275,13 @@ def open_folder(url: str) -> FolderRemote:
             f"{shown}: needs a package that is not installed ({error})",
             hint="install it beside this program, with pip",
         ) from error
-    except ValueError as error:
+    except OSError as error:  # some connect at once
+        what = error.strerror or type(error).__name__
+        raise NetworkError(f"{shown}: {what}", hint="check the address and your access") from error
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(
             f"{shown}: is no remote that is known",
-            hint="give hf:org/repo, a folder, or an address such as s3://bucket/folder",
+            hint=_ADDRESSES,
         ) from error
     return FolderRemote(shown, fs, root.rstrip("/"))
 

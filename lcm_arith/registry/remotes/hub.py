@@ -87,13 +87,13 @@ class HubRemote:
             found |= ask(call, self, "look for files")
         return frozenset(found & set(asked))
 
-    def get(self, path: str, place: Path) -> None:
+    def get(self, path: str, place: Path, most: int = MOST_OBJECT) -> None:
         """As :meth:`remotes.Remote.get`."""
         digest = digest_in(path)
         if place.exists():
             raise OutputExistsError(f"{place}: exists")
         hub_api()  # raises where the hub must not be asked
-        wanted = hub_file(self.repo, self.branch, path, sha256=digest, text=True, most=MOST_OBJECT)
+        wanted = hub_file(self.repo, self.branch, path, sha256=digest, text=True, most=most)
         download(replace(wanted, name=place.name), place.parent)
 
     def commit(self, adds: Mapping[str, Path], names: bytes, parent: str) -> str:

@@ -59,7 +59,12 @@ class Output:
 
         file = self.path / WEIGHTS if self.path.is_dir() else self.path
         added = adding.add(
-            self.registry, file, name=self.name, settings=settings, source={"command": command}
+            self.registry,
+            file,
+            name=self.name,
+            settings=settings,
+            source={"command": command},
+            beside=False,  # what lies there tells of an older file
         )
         path = self.path if self.kept else self.registry.find(added.name).path
         return {**made, "path": str(path), "name": added.name}

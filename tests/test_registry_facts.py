@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ from lcm_arith.registry.licences import LICENCES, UNKNOWN, civitai_text, of_civi
 from lcm_arith.registry.recognise import ACCELERATORS, Outline, accelerator_of, guess_kind
 from lcm_arith.registry.rights import Parent, blocks_push, hub_licence, union
 
-MODULES = ("card", "facts", "licences", "recognise", "rights", "sidecars", "text")
+MODULES = ("card", "facts", "licences", "recognise", "rights", "sidecars")
 
 
 def test_nothing_here_imports_torch() -> None:
@@ -304,13 +305,32 @@ def test_a_peft_folder_has_its_card(tmp_path: Path) -> None:
 
 
 def test_pictures_beside_it_are_its_previews(adapter: Path) -> None:
-    for ending in (".png", ".preview.png", ".txt", ".preview.webp"):
-        put(adapter, ending, b"x")
+    for ending, data in PICTURES.items():
+        put(adapter, ending, data)
+    put(adapter, ".txt", b"x")
     found = [(Path(s.value).name, s.source) for s in sidecars.sidecars(adapter).previews]
     assert found == [
         (f"{adapter.stem}{ending}", "sidecar picture")
-        for ending in (".preview.png", ".preview.webp", ".png")
+        for ending in (".preview.png", ".preview.webp", ".png", ".jpg")
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 16 * 2**20, "has 16,777,224 bytes"),
+        (b"#!/bin/sh", "is no picture"),
+        (b"\x89PNG", "is no picture"),
+        (b"", "is no picture"),
+    ],
+)
+def test_a_file_that_is_no_preview_is_left_out_and_noted(
+    adapter: Path, data: bytes, why: str
+) -> None:
+    put(adapter, ".preview.png", data)
+    facts = sidecars.sidecars(adapter)
+    assert facts.previews == ()
+    assert facts.notes[0].value.startswith(f"fluffy.v1.preview.png cannot be read: {why}")
 
 
 def test_the_hub_s_cache_of_links_is_read_and_links_out_are_not(tmp_path: Path) -> None:
@@ -324,19 +344,29 @@ def test_the_hub_s_cache_of_links_is_read_and_links_out_are_not(tmp_path: Path) 
     assert sidecars.sidecars(snapshot / name).licence == Said("mit", "card")
     for ending in (".json", ".preview.png"):
         secret = tmp_path / "secret"
-        secret.write_text("{}")
+        secret.write_text('{"title": "secret"}')
         link = snapshot / f"pytorch_lora_weights{ending}"
         link.symlink_to(secret)
-        with pytest.raises(InvalidContentError, match="a link that leads to another folder"):
-            sidecars.sidecars(snapshot / name)
+        facts = sidecars.sidecars(snapshot / name)
+        why = "cannot be read: is a link that leads to another folder"
+        assert facts.notes == (Said(f"{link.name} {why}", f"sidecar {link.name}"),)
+        assert facts.previews == ()
+        assert facts.title is None
         link.unlink()
 
 
+PICTURES = {
+    ".png": b"\x89PNG\r\n\x1a\n",
+    ".preview.png": b"\xff\xd8\xff\xe0",
+    ".jpg": b"\xff\xd8\xff\xdb",
+    ".preview.webp": b"RIFF\n\0\0\0WEBPVP8 ",
+}
 WRONG: dict[str, tuple[str, Any, str]] = {
     "no JSON": (".json", b"{", "is not JSON"),
     "a page": (".json", b"<html>", "is not JSON"),
     "a list": (".json", [], "no object of names"),
     "NaN": (".json", b'{"preferred weight": NaN}', "NaN is no number"),
+    "an exponent of 20 digits": (".json", b'{"preferred weight": 1e' + b"9" * 20 + b"}", "JSON|finite|digits"),
     "infinity by size": (".json", b'{"preferred weight": 1e999}', "digits"),
     "many digits": (".json", b'{"preferred weight": ' + b"9" * 5_000 + b"}", "digits|limit"),
     "a name twice": (".json", b'{"notes": "a", "notes": "b"}', "notes"),
@@ -359,14 +389,81 @@ WRONG: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize(("ending", "content", "why"), WRONG.values(), ids=WRONG)
-def test_a_wrong_file_is_named_with_what_to_do(
+def test_what_is_wrong_in_a_file_is_noted_and_no_more(
     adapter: Path, ending: str, content: Any, why: str
 ) -> None:
     beside = put(adapter, ending, content)
-    with pytest.raises(InvalidContentError, match=why) as caught:
-        sidecars.sidecars(adapter)
-    assert str(beside) in caught.value.message
-    assert "--no-sidecars" in caught.value.hint
+    facts = sidecars.sidecars(adapter)
+    note = noted(facts)
+    assert note.startswith(beside.name)
+    assert re.search(why, note.replace(" cannot be read:", ""))
+    assert note.count(" cannot be read: ") == len(facts.notes)
+    assert {note.source for note in facts.notes} == {f"sidecar {beside.name}"}
+
+
+def noted(facts: Facts) -> str:
+    return "\n".join(note.value for note in facts.notes)
+
+
+def test_one_wrong_value_leaves_the_others(adapter: Path) -> None:
+    put(adapter, ".json", {**A1111, "preferred weight": "0,8", "notes": "mine"})
+    facts = sidecars.sidecars(adapter)
+    assert facts.weight is None
+    assert facts.triggers[0].value == "webui word"
+    assert [note.value for note in facts.notes] == [
+        "mine",
+        "fluffy.v1.json: preferred weight cannot be read: is no number",
+    ]
+    put(adapter, ".metadata.json", b"[]")
+    put(adapter, ".civitai.info", CIVITAI)
+    facts = sidecars.sidecars(adapter)
+    assert facts.title is not None
+    assert facts.title.value == "Fluffy"
+    assert "fluffy.v1.metadata.json cannot be read: is no object" in noted(facts)
+
+
+def test_a_card_that_cannot_be_read_is_noted(adapter: Path) -> None:
+    adapter.with_name("another.safetensors").unlink()
+    put(adapter, ".json", A1111)
+    adapter.with_name("README.md").write_text("---\na: [\n---\n")
+    facts = sidecars.sidecars(adapter)
+    assert noted(facts).startswith("README.md cannot be read: the YAML at the top")
+    assert facts.triggers[0].value == "webui word"
+
+
+def test_a_number_with_many_digits_is_rounded(adapter: Path) -> None:
+    for written, weight in (
+        ("0.7000000000000001", "0.7"),
+        ("0.29999999999999998", "0.3"),
+        ("1.0000000000000002", "1"),
+        ("100.00000000000001", "100"),
+        ("0.1234567890123", "0.123457"),
+        ('"0.7000000000000001"', "0.7"),
+        ("0.123456789012", "0.123456789012"),
+        ("0.80", "0.80"),
+    ):
+        put(adapter, ".json", f'{{"preferred weight": {written}}}'.encode())
+        said = sidecars.sidecars(adapter).weight
+        assert said is not None
+        assert said.value == weight
+    put(adapter, ".json", b'{"preferred weight": 0.00000000000000}')
+    assert sidecars.sidecars(adapter) == Facts()
+    header = from_header({"modelspec.lora_default_weight": "0.7000000000000001"})
+    assert header.weight == Said("0.7", "header modelspec.lora_default_weight")
+
+
+def test_a_commercial_use_that_is_unknown_leaves_the_other_flags(adapter: Path) -> None:
+    model = {**CIVITAI["model"], "allowDerivatives": False}  # type: ignore[dict-item]
+    model["allowCommercialUse"] = ["Image", "SellImages"]
+    put(adapter, ".civitai.info", {**CIVITAI, "model": model})
+    facts = sidecars.sidecars(adapter)
+    assert noted(facts).endswith("model.allowCommercialUse cannot be read: has SellImages")
+    assert facts.licence is not None
+    licence = of_text(facts.licence.value)
+    assert licence == of_civitai(model)
+    assert licence.unknown
+    assert "no-derivatives" in licence.terms.words()
+    assert not {"non-commercial", "use-restrictions"} & {*licence.terms.words()}
 
 
 def a_pipe(path: Path) -> None:
@@ -387,12 +484,13 @@ def a_dangling_link(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [a_pipe, a_folder, a_loop, a_dangling_link])
 @pytest.mark.parametrize("ending", [".json", ".png"])
-def test_what_is_no_regular_file_is_refused_at_once(
+def test_what_is_no_regular_file_is_noted_at_once(
     adapter: Path, make: Callable[[Path], None], ending: str
 ) -> None:
     make(adapter.with_name(adapter.stem + ending))
-    with pytest.raises(InvalidContentError, match=r"folder|regular|cannot be read|no such"):
-        sidecars.sidecars(adapter)
+    facts = sidecars.sidecars(adapter)
+    assert facts.previews == ()
+    assert re.search(r"read: .*(folder|regular|Too many|no such)", noted(facts))
 
 
 @pytest.mark.parametrize("bad", HOSTILE.values(), ids=HOSTILE)

@@ -24,7 +24,6 @@ from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
 
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
-_MOST_PICTURE: Final = 16 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -157,11 +156,6 @@ def _pictures(registry: Registry, facts: Facts, folder: Path) -> tuple[dict[str,
         path = Path(said.value)
         if not said.source.startswith("sidecar picture") or path.suffix.lower() not in _PICTURES:
             continue
-        if path.stat().st_size > _MOST_PICTURE:
-            raise InvalidContentError(
-                f"{path}: a preview of {path.stat().st_size:,} bytes",
-                hint=f"at most {_MOST_PICTURE:,}; make it smaller, or use --no-sidecars",
-            )
         part = folder / "picture"
         sha256, _ = objects.copy(path, part)
         registry.objects.put(part, sha256, path.suffix.lower())

@@ -22,6 +22,7 @@ CARD: Final = "card"
 LISTING: Final = "listing"
 TABLE: Final = "table"
 SUGGESTED: Final = "header ss_tag_frequency (suggestion)"
+UNREAD: Final = "cannot be read"  # in notes on what a source holds
 
 # Beginning of a source → the fewer before it, the more it is trusted. A user's word, then the
 # card's instance_prompt, modelspec.trigger_phrase, CivitAI's trainedWords (in files beside the
@@ -29,6 +30,7 @@ SUGGESTED: Final = "header ss_tag_frequency (suggestion)"
 TRUST: Final = (USER, CARD, "header", "sidecar", LISTING, TABLE, SUGGESTED)
 
 _MOST_DIGITS: Final = 12  # on either side of a number's point
+_ROUNDED: Final = Decimal("0.000001")  # what programs write as 0.7000000000000001
 _SUGGESTIONS: Final = 5
 
 
@@ -179,18 +181,39 @@ def decimal_text(value: object) -> str:
     Raises:
         ValueError: If it is no number, not finite, or has more than 12 digits on a side.
     """
+    number = _finite(value)
+    if _decimals(number) > _MOST_DIGITS or number.adjusted() > _MOST_DIGITS:
+        raise ValueError(f"has more than {_MOST_DIGITS} digits")
+    return format(number, "f")
+
+
+def rounded_text(value: object) -> str:
+    """The same of what a program wrote: more than 12 decimals are rounded to 6.
+
+    Raises:
+        ValueError: As :func:`decimal_text`, also if nothing but zeros would be left.
+    """
+    number = _finite(value)
+    digits = _decimals(number) > _MOST_DIGITS >= number.adjusted()
+    if digits and (not number or number.adjusted() >= _ROUNDED.adjusted()):
+        number = number.quantize(_ROUNDED).normalize()
+    return decimal_text(number)
+
+
+def _finite(value: object) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
         raise ValueError("is no number")
     try:
         number = Decimal(value.strip() if isinstance(value, str) else value)
     except InvalidOperation:
         raise ValueError("is no number") from None
-    exponent = number.as_tuple().exponent
-    if not isinstance(exponent, int):
+    if not number.is_finite():
         raise ValueError("is not finite")
-    if exponent < -_MOST_DIGITS or number.adjusted() > _MOST_DIGITS:
-        raise ValueError(f"has more than {_MOST_DIGITS} digits")
-    return format(number, "f")
+    return number
+
+
+def _decimals(number: Decimal) -> int:
+    return -int(number.as_tuple().exponent)
 
 
 # Key of a header → the field it fills, most trusted first where two fill one.
@@ -226,7 +249,7 @@ def from_header(metadata: Mapping[str, str]) -> Facts:
             try:
                 found.append(read(strict_json(metadata[key])))
             except (ValueError, RecursionError) as error:
-                found.append(_unread(key, error))
+                found.append(unread(key, error, f"header {key}"))
     return merge(*found)
 
 
@@ -236,14 +259,15 @@ def _of_key(metadata: Mapping[str, str], key: str, field: str) -> Facts:
         value = f"data-sha256:{value.lower().removeprefix('0x')}"
     if field in NUMBERS and value.strip():
         try:
-            value = decimal_text(value)
+            value = rounded_text(value)
         except ValueError as error:
-            return _unread(key, error)
+            return unread(key, error, f"header {key}")
     return gather([(field, value)], f"header {key}")
 
 
-def _unread(key: str, error: Exception) -> Facts:
-    return gather([("notes", f"{key} cannot be read: {shown(str(error))}")], f"header {key}")
+def unread(what: str, why: Exception | str, source: str) -> Facts:
+    """The note that a part of a source cannot be read, and why."""
+    return gather([("notes", f"{what} {UNREAD}: {shown(str(why), 160)}")], source)
 
 
 def _own(values: Any) -> Facts:

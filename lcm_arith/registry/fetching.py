@@ -74,7 +74,7 @@ def facts_of(fetched: Fetched) -> Facts:
             values = strict_json(fetched.said["civitai.json"], decimals=True)
         except (ValueError, RecursionError) as error:
             raise InvalidContentError(f"the listing on CivitAI cannot be read: {error}") from error
-        found.append(civitai_version(values, LISTING, "the listing on CivitAI"))
+        found.append(civitai_version(LISTING, values))
     return merge(*found)
 
 

@@ -7,7 +7,7 @@ never taken for open. What a mix of several asks is in :mod:`.rights`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -239,10 +239,13 @@ def _unknown(text: str) -> Licence:
 
 _FLAGS: Final = ("allowNoCredit", "allowCommercialUse", "allowDerivatives", "allowDifferentLicense")
 _COMMERCIAL: Final = ("Image", "Video", "RentCivit", "Rent", "Sell")
+_OTHER_USE: Final = "Other"  # stands for every word that is none of these
 
 
 def civitai_text(flags: Mapping[str, Any]) -> str:
     """CivitAI's flags as one line of text, which :func:`of_text` reads; empty where none is set.
+
+    A commercial use that is not known becomes ``Other``.
 
     Raises:
         ValueError: If a flag is of a type that it never has.
@@ -263,14 +266,27 @@ def civitai_text(flags: Mapping[str, Any]) -> str:
 
 
 def _uses(value: object) -> tuple[str, ...]:
+    """The words that are known, in order; ``Other`` last where there are others."""
+    words = _words(value)
+    known = tuple(word for word in _COMMERCIAL if word in words)
+    return (*known, _OTHER_USE) if unknown_uses(value) else known
+
+
+def unknown_uses(value: object) -> tuple[str, ...]:
+    """Words of ``allowCommercialUse`` that are not known, sorted.
+
+    Raises:
+        ValueError: If it is neither a word nor a list of words.
+    """
+    return tuple(sorted({*_words(value)} - {*_COMMERCIAL, "None"}))
+
+
+def _words(value: object) -> Sequence[str]:
     """Of a list, of one word, or of ``{Image,Rent}``, as the API has written it in its time."""
     words = re.findall(r"\w+", value) if isinstance(value, str) else value
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         raise ValueError("allowCommercialUse is neither a word nor a list of words")
-    unknown = set(words) - {*_COMMERCIAL, "None"}
-    if unknown:
-        raise ValueError(f"allowCommercialUse has {clean(min(unknown), 40)}")
-    return tuple(word for word in _COMMERCIAL if word in words)
+    return words
 
 
 def _civitai_flags(text: str) -> dict[str, Any] | None:
@@ -290,7 +306,8 @@ def of_civitai(flags: Mapping[str, Any]) -> Licence:
     """What a listing on CivitAI declares.
 
     Selling pictures alone is a restriction of use; selling the model or its mixes (``Sell``) is
-    commercial use without one. A flag that is not there leaves the licence unknown.
+    commercial use without one. A flag that is not there, or a use that is not known, leaves the
+    licence unknown.
 
     Raises:
         ValueError: As :func:`civitai_text`.
@@ -306,6 +323,7 @@ def of_civitai(flags: Mapping[str, Any]) -> Licence:
         share_alike=flags.get("allowDifferentLicense") is False,
         non_commercial=commercial_known and not uses,
         no_derivatives=flags.get("allowDerivatives") is False,
-        use_restrictions=commercial_known and bool(uses) and "Sell" not in uses,
+        use_restrictions=bool(uses) and not {"Sell", _OTHER_USE} & {*uses},
     )
-    return Licence("civitai", said, terms, unknown=not complete, hub=False)
+    unknown = not complete or _OTHER_USE in uses
+    return Licence("civitai", said, terms, unknown=unknown, hub=False)

@@ -1,21 +1,24 @@
 """Files that other programs leave beside an adapter, and what they say of it.
 
 Each row of :data:`READERS` is one program's file; a row of its table is a place in the JSON and the
-field that it fills. Where two files differ, the earlier row counts.
+field that it fills. Where two files differ, the earlier row counts. What cannot be read is left out
+and noted: the adapter does not depend on it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from lcm_arith.errors import InvalidContentError, NotFoundError, StorageError
+from lcm_arith.errors import LcmArithError
 from lcm_arith.formats.opening import Opened, shown, strict_json
 from lcm_arith.registry.card import read_card
-from lcm_arith.registry.facts import Facts, decimal_text, gather, merge
-from lcm_arith.registry.licences import civitai_text
+from lcm_arith.registry.facts import UNREAD, Facts, gather, merge, rounded_text, unread
+from lcm_arith.registry.licences import civitai_text, unknown_uses
 
 MOST_BYTES: Final = 2**20
 CARD_NAME: Final = "README.md"
@@ -25,7 +28,9 @@ _WITH_CARD: Final = ("pytorch_lora_weights.safetensors", PEFT_WEIGHTS)
 _PREVIEWS: Final = tuple(
     f"{middle}.{ending}" for middle in (".preview", "") for ending in ("png", "jpg", "jpeg", "webp")
 )
-_HINT: Final = "correct it or move it away, or leave such files unread with --no-sidecars"
+MOST_PICTURE: Final = 16 * 2**20  # bytes
+# PNG, JPEG and WebP; programs save one under the ending of another.
+_PICTURE: Final = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 _UNSAID_BASES: Final = ("unknown", "other")
 
 
@@ -35,9 +40,9 @@ def sidecars(path: Path) -> Facts:
     Args:
         path: Of the adapter: a file, or a PEFT folder.
 
-    Raises:
-        InvalidContentError: If one of them is unreadable, too large, no JSON or YAML, has a value
-            of a wrong type, is no regular file, or is a link that leads elsewhere.
+    Returns:
+        Also a note on each that is unreadable, too large, no JSON, YAML or picture, no regular
+        file, or a link that leads elsewhere, and on each value of a wrong type.
     """
     if path.is_dir():
         path = path / PEFT_WEIGHTS
@@ -45,12 +50,27 @@ def sidecars(path: Path) -> Facts:
     for ending, read in READERS:
         beside = path.with_name(f"{path.stem}{ending}")
         if os.path.lexists(beside) and beside != path:
-            found.append(read(beside, f"sidecar {beside.name}", _json(beside, path)))
+            found.append(_noted(path, beside, partial(_of_json, read)))
     card = path.with_name(CARD_NAME)
     if os.path.lexists(card) and _has_card(path):
-        found.append(_card(card, path))
-    found.append(gather((("previews", str(p)) for p in _previews(path)), "sidecar picture"))
+        found.append(_noted(path, card, _card))
+    for ending in _PREVIEWS:
+        picture = path.with_name(f"{path.stem}{ending}")
+        if os.path.lexists(picture):
+            found.append(_noted(path, picture, _preview))
     return merge(*found)
+
+
+def _noted(path: Path, beside: Path, read: Callable[[Path, Path, str], Facts]) -> Facts:
+    """What a file says, or the note that it cannot be read."""
+    name = os.fsencode(beside.name).decode("utf-8", "replace")
+    try:
+        return read(path, beside, f"sidecar {name}")
+    except LcmArithError as error:
+        why = error.message.removeprefix(f"{beside}: ").removeprefix(f"{UNREAD} ")
+    except (ValueError, OSError) as error:
+        why = str(error)
+    return unread(name, why, f"sidecar {name}")
 
 
 def _has_card(path: Path) -> bool:
@@ -58,23 +78,21 @@ def _has_card(path: Path) -> bool:
     return path.name in _WITH_CARD or len(list(path.parent.glob("*.safetensors"))) == 1
 
 
-def _card(card: Path, path: Path) -> Facts:
+def _card(path: Path, card: Path, _: str) -> Facts:
     text = _text(card, path)
     if not text.startswith("---") and path.name not in _WITH_CARD:
         return Facts()  # the README of a program or of a folder of downloads
-    try:
-        return read_card(text)
-    except InvalidContentError as error:
-        raise InvalidContentError(f"{card}: {error.message}", hint=_HINT) from None
+    return read_card(text)
 
 
-def _previews(path: Path) -> Iterator[Path]:
-    for ending in _PREVIEWS:
-        picture = path.with_name(f"{path.stem}{ending}")
-        if os.path.lexists(picture):
-            _check_place(picture, path)
-            with _Beside(picture):
-                yield picture
+def _preview(path: Path, picture: Path, _: str) -> Facts:
+    _check_place(picture, path)
+    with Opened(picture) as (descriptor, found):
+        if found.st_size > MOST_PICTURE:
+            raise ValueError(f"has {found.st_size:,} bytes, at most {MOST_PICTURE:,} are kept")
+        if not _PICTURE.match(os.read(descriptor, 16)):
+            raise ValueError("is no picture")
+    return gather([("previews", str(picture))], "sidecar picture")
 
 
 def _check_place(beside: Path, path: Path) -> None:
@@ -84,47 +102,35 @@ def _check_place(beside: Path, path: Path) -> None:
     """
     real = [Path(os.path.realpath(p)) for p in (beside, path, path.parent)]  # loops end, too
     if real[0].parent not in (real[1].parent, real[2]):
-        raise InvalidContentError(f"{beside}: is a link that leads to another folder", hint=_HINT)
-
-
-class _Beside(Opened):
-    """The open file; what is none is invalid content here, for the adapter itself is there."""
-
-    def __enter__(self) -> tuple[int, os.stat_result]:
-        try:
-            return super().__enter__()
-        except (NotFoundError, StorageError) as error:
-            raise InvalidContentError(error.message, hint=_HINT) from None
+        raise ValueError("is a link that leads to another folder")
 
 
 def _text(beside: Path, path: Path) -> str:
     """The text of a small file."""
     _check_place(beside, path)
-    with _Beside(beside) as (descriptor, found):
+    with Opened(beside) as (descriptor, found):
         if found.st_size > MOST_BYTES:
-            raise InvalidContentError(f"{beside}: has more than {MOST_BYTES >> 20} MiB", hint=_HINT)
+            raise ValueError(f"has more than {MOST_BYTES >> 20} MiB")
         data = b""
         while len(data) <= MOST_BYTES and (more := os.read(descriptor, MOST_BYTES + 1)):
             data += more
     if len(data) > MOST_BYTES:
-        raise InvalidContentError(f"{beside}: grew while it was read", hint=_HINT)
+        raise ValueError("grew while it was read")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidContentError(f"{beside}: is no UTF-8 ({error.reason})", hint=_HINT) from None
+        raise ValueError(f"is no UTF-8 ({error.reason})") from None
 
 
-def _json(beside: Path, path: Path) -> Mapping[str, Any]:
+def _of_json(read: Reader, path: Path, beside: Path, source: str) -> Facts:
     text = _text(beside, path)
     try:
         values = strict_json(text, decimals=True)
-    except (ValueError, RecursionError) as error:
-        raise InvalidContentError(
-            f"{beside}: is not JSON ({shown(str(error))})", hint=_HINT
-        ) from None
+    except (ValueError, ArithmeticError, RecursionError) as error:  # Decimal has its limits
+        raise ValueError(f"is not JSON ({shown(str(error), 60)})") from None
     if not isinstance(values, dict):
-        raise InvalidContentError(f"{beside}: is no object of names and values", hint=_HINT)
-    return values
+        raise ValueError("is no object of names and values")
+    return read(source, values)
 
 
 # How a value is read: each gives the texts in it, or raises ValueError with what it is instead.
@@ -147,7 +153,7 @@ def _commas(value: Any) -> list[str]:
 
 
 def _number(value: Any) -> list[str]:
-    return [] if value == "" else [decimal_text(value)]
+    return [] if value == "" else [rounded_text(value)]
 
 
 def _weight(value: Any) -> list[str]:
@@ -193,7 +199,16 @@ def _flags(value: Any) -> list[str]:
     return [civitai_text(value)]
 
 
+def _no_other_use(value: Any) -> list[str]:
+    """Nothing; the licence leaves out a use that is not known, and this has it noted."""
+    unknown = unknown_uses(value)
+    if unknown:
+        raise ValueError(f"has {', '.join(unknown)}")
+    return []
+
+
 Row = tuple[str, tuple[str, ...], Callable[[Any], list[str]]]
+Reader = Callable[[str, Mapping[str, Any]], Facts]  # of the source and its JSON
 
 # A model version of CivitAI's API: what .civitai.info holds, and part of .metadata.json.
 CIVITAI: Final[tuple[Row, ...]] = (
@@ -202,6 +217,7 @@ CIVITAI: Final[tuple[Row, ...]] = (
     ("title", ("model", "name"), _words),
     ("tags", ("model", "tags"), _list),
     ("licence", ("model",), _flags),
+    ("notes", ("model", "allowCommercialUse"), _no_other_use),
     ("description", ("model", "description"), _words),
     ("description", ("description",), _words),
     ("author", ("creator", "username"), _words),
@@ -262,27 +278,23 @@ _SWARM: Final[tuple[Row, ...]] = tuple(
 )
 
 
-def read_rows(values: Mapping[str, Any], rows: tuple[Row, ...], source: str, where: str) -> Facts:
-    """Facts from JSON by a table; null counts as not said.
+def read_rows(values: Mapping[str, Any], rows: tuple[Row, ...], source: str) -> Facts:
+    """Facts from JSON by a table; null counts as not said, a value of a wrong type is noted.
 
     Args:
         values: The JSON; fractions as Decimal.
         rows: Field, place, way of reading.
         source: Who says it.
-        where: Named in errors.
-
-    Raises:
-        InvalidContentError: If a value is of a wrong type.
     """
-    found = []
+    found, notes = [], []
     for field, at, read in rows:
         name = ".".join(at)
         try:
             value = _at(values, at)
             found += [(field, text) for text in (read(value) if value is not None else [])]
         except ValueError as error:
-            raise InvalidContentError(f"{where}: {name} {error}", hint=_HINT) from None
-    return gather(found, source)
+            notes.append(unread(f"{source.removeprefix('sidecar ')}: {name}", error, source))
+    return merge(gather(found, source), *notes)
 
 
 def _at(values: Any, at: tuple[str, ...]) -> Any:
@@ -295,18 +307,14 @@ def _at(values: Any, at: tuple[str, ...]) -> Any:
     return values
 
 
-def civitai_version(values: Mapping[str, Any], source: str, where: str) -> Facts:
+def civitai_version(source: str, values: Mapping[str, Any]) -> Facts:
     """Facts from a model version as CivitAI's API gives it.
 
     Args:
-        values: The JSON of ``/api/v1/model-versions/ID``; fractions as Decimal.
         source: ``listing``, or the file that kept it.
-        where: Named in errors.
-
-    Raises:
-        InvalidContentError: If a value is of a wrong type.
+        values: The JSON of ``/api/v1/model-versions/ID``; fractions as Decimal.
     """
-    said = read_rows(values, CIVITAI, source, where)
+    said = read_rows(values, CIVITAI, source)
     return merge(said, gather(_address(values), source))
 
 
@@ -317,33 +325,30 @@ def _address(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("url", f"https://civitai.com/models/{model}?modelVersionId={version}")]
 
 
-def _of_lora_manager(beside: Path, source: str, values: Mapping[str, Any]) -> Facts:
-    said = read_rows(values, _LORA_MANAGER, source, str(beside))
+def _of_lora_manager(source: str, values: Mapping[str, Any]) -> Facts:
+    said = read_rows(values, _LORA_MANAGER, source)
     listed = values.get("civitai")
     url = gather(_address(listed) if isinstance(listed, dict) else [], source)
     tips = values.get("usage_tips") or "{}"
     try:
         parsed = strict_json(tips, decimals=True) if isinstance(tips, str) else None
-    except (ValueError, RecursionError):
+    except (ValueError, ArithmeticError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
-        raise InvalidContentError(f"{beside}: usage_tips is no JSON object in a text", hint=_HINT)
-    return merge(said, url, read_rows(parsed, _TIPS, source, f"{beside}: usage_tips"))
+        what = f"{source.removeprefix('sidecar ')}: usage_tips"
+        return merge(said, url, unread(what, "is no JSON object in a text", source))
+    return merge(said, url, read_rows(parsed, _TIPS, source))
 
 
-def _by_table(rows: tuple[Row, ...]) -> Callable[[Path, str, Mapping[str, Any]], Facts]:
-    return lambda beside, source, values: read_rows(values, rows, source, str(beside))
-
-
-def _of_civitai(beside: Path, source: str, values: Mapping[str, Any]) -> Facts:
-    return civitai_version(values, source, str(beside))
+def _by_table(rows: tuple[Row, ...]) -> Reader:
+    return lambda source, values: read_rows(values, rows, source)
 
 
 # Ending of the name → its reader, the most trusted first.
 READERS: Final = (
     (".metadata.json", _of_lora_manager),
     (".cm-info.json", _by_table(_STABILITY_MATRIX)),
-    (".civitai.info", _of_civitai),
+    (".civitai.info", civitai_version),
     (".json", _by_table(_A1111)),
     (".swarm.json", _by_table(_SWARM)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -56,6 +57,9 @@ def test_an_export_holds_the_vector_and_a_card_that_says_its_parts(
     assert equal(path, str(tmp_path / "mix.safetensors"))
     assert done.copied == (form == "diffusers")
     text = (tmp_path / "out/README.md").read_text()
+    written = hashlib.sha256((tmp_path / "out" / done.file).read_bytes()).hexdigest()
+    assert f"sha256 of this file: {written}" in text
+    assert ("models/Lora" in text) == (form == "kohya")
     front = yaml.safe_load(text.split("---")[1])
     assert front["license"] == "other"  # Apache-2.0 and CC-BY-4.0 together are neither
     for name, weight in (("noto", "0.8"), ("lcm", "1")):

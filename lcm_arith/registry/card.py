@@ -11,10 +11,12 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.formats.opening import strict_yaml
+from lcm_arith.modules import EMBEDDED
 from lcm_arith.registry.facts import CARD, Facts, decimal_text, gather
 from lcm_arith.registry.licences import of_text
 from lcm_arith.registry.recognise import SCHEDULERS
@@ -78,6 +80,7 @@ class CardValues:
         sampler: Of :data:`lcm_arith.registry.recognise.SCHEDULERS`; empty is the base's own.
         steps: Recommended; empty is the pipeline's own.
         guidance: Recommended, diffusers' scale; empty is the pipeline's own.
+        webui: Whether the file is for A1111 and its like.
         made_of: Its parents.
         tags: More keywords.
     """
@@ -98,6 +101,7 @@ class CardValues:
     sampler: str = ""
     steps: str = ""
     guidance: str = ""
+    webui: bool = False
     made_of: tuple[Ingredient, ...] = ()
     tags: tuple[str, ...] = ()
 
@@ -150,6 +154,12 @@ def _intro(values: CardValues) -> Iterator[str]:
 
 def _use(values: CardValues) -> Iterator[str]:
     yield "## Use"
+    if values.webui:
+        word = f"<lora:{Path(values.file).stem}:{_number('weight', values.weight) or '1'}>"
+        yield (
+            f"In A1111, Forge and their like: put {_short(values.file)} into models/Lora and write "
+            f"{_short(word)} into the prompt. In diffusers:"
+        )
     yield f"```python\n{code(values)}\n```"
     said = [("weight", values.weight), ("sampler", values.sampler), ("steps", values.steps),
             ("guidance scale", values.guidance)]  # fmt: skip
@@ -176,11 +186,14 @@ def code(values: CardValues) -> str:
         "guidance_scale": _number("guidance", values.guidance),
     }
     weight = _number("weight", values.weight) or "1"
+    ours = values.family == EMBEDDED and not values.base
+    base = "str(files.MODEL)" if ours else _text(values.base or "the base model")
     lines = [
         "import torch",
         f"from diffusers import {names}",
+        *(["from lcm_arith.embedded import files"] if ours else []),
         "",
-        f"base = {_text(values.base or 'the base model')}",
+        f"base = {base}",
         "pipeline = AutoPipelineForText2Image.from_pretrained(base, torch_dtype=torch.float16)",
         'pipeline.to("cuda")',
         f"pipeline.load_lora_weights({_text(values.repository)}, "

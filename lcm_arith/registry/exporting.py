@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.registry.card import CardValues, Ingredient, card, is_mixed
 from lcm_arith.registry.licences import of_text
 from lcm_arith.registry.lineage import Files, Origin, origins
+from lcm_arith.registry.objects import file_sha256
 from lcm_arith.registry.rights import Effective, Parent, union
 from lcm_arith.registry.store import Found, Registry
 
@@ -85,11 +86,18 @@ def export(
     values = card_values(registry, found, file, files)
     effective = rights(registry, found, files)
     copied = dtype is None and found.record.dialect == form
+    source = found.path if found.shipped else registry.file_of(found.record)
     with whole_folder(out, force=force, mark=file) as part:
         if copied:
-            shutil.copyfile(found.path, part / file)
+            shutil.copyfile(source, part / file)
         else:
             _write(found, part / file, form=form, dtype=dtype, base=base)
+        written = file_sha256(part / file)
+        if copied and written != found.record.object:
+            raise InvalidContentError(
+                f"{source}: was changed on the disk", hint="see: lcm-arith registry verify --deep"
+            )
+        values = replace(values, digest=written, webui=form == "kohya")
         if form == "peft":
             from lcm_arith.formats.preflight import SafeFile
 

@@ -304,7 +304,12 @@ def test_a_trial_has_the_conflicts_of_the_real_run_and_copies_nothing(
     shutil.copy("d/A.safetensors", "d/B.safetensors")
     copied: list[Path] = []
     copy = objects.copy
-    monkeypatch.setattr(objects, "copy", lambda *at: (copied.append(at[0]), copy(*at))[1])
+
+    def counted(source: Path, target: Path) -> tuple[str, int]:
+        copied.append(source)
+        return copy(source, target)
+
+    monkeypatch.setattr(objects, "copy", counted)
     found = {}
     for words in (("--dry-run",), ()):
         result = CliRunner().invoke(app, ["registry", "add", "d", "--json", *words])

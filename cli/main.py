@@ -28,6 +28,7 @@ from lcm_arith.cli import (
 )
 from lcm_arith.cli.output import stderr
 from lcm_arith.errors import LcmArithError, StorageError
+from lcm_arith.text import clean_lines
 
 app = typer.Typer(
     name="lcm-arith",
@@ -84,7 +85,7 @@ def main() -> None:
 def _fail(error: LcmArithError, cause: Exception | None = None) -> None:
     if os.environ.get("LCM_ARITH_DEBUG") == "1":
         raise cause or error
-    stderr.print(Text.assemble(("Error: ", "bold red"), error.message), soft_wrap=True)
+    stderr.print(Text.assemble(("Error: ", "bold red"), clean_lines(error.message)), soft_wrap=True)
     if error.hint:
-        stderr.print(Text.assemble(("Hint: ", "bold"), error.hint), soft_wrap=True)
+        stderr.print(Text.assemble(("Hint: ", "bold"), clean_lines(error.hint)), soft_wrap=True)
     sys.exit(error.exit_code)

@@ -22,9 +22,22 @@ _SPACES: Final = ("\t", "\n", "\v", "\f", "\r", "\x85", "\u2028", "\u2029")
 
 def clean(text: str, most: int = MOST_SHOWN) -> str:
     """One line that can be shown: no controls, bidi overrides or zero widths; at most so long."""
+    line = re.sub(" {2,}", " ", harmless(text[: 2 * most])).strip()
+    cut = len(line) > most or len(text) > 2 * most
+    return line[: most - 1] + "…" if cut else line
+
+
+def clean_lines(text: str) -> str:
+    """Lines that can be shown, each at most so long; breaks and indents stay."""
+    lines = (harmless(line[:MOST_SHOWN]).rstrip() for line in text.split("\n"))
+    return "\n".join(lines).strip("\n")
+
+
+def harmless(text: str) -> str:
+    """The whole text without what steers a terminal; line breaks and tabs become spaces."""
     kept: list[str] = []
     marks = 0
-    for character in text[: 2 * most]:
+    for character in text:
         kind = unicodedata.category(character)
         marks = marks + 1 if kind in ("Mn", "Me") else 0
         if character in _SPACES:
@@ -33,9 +46,7 @@ def clean(text: str, most: int = MOST_SHOWN) -> str:
             kept.append("\N{REPLACEMENT CHARACTER}")
         elif kind not in _UNSEEN and marks <= _MOST_MARKS:
             kept.append(character)
-    line = re.sub(" {2,}", " ", "".join(kept)).strip()
-    cut = len(line) > most or len(text) > 2 * most
-    return line[: most - 1] + "…" if cut else line
+    return "".join(kept)
 
 
 _NUMBER: Final = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,14 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from lcm_arith.adapters import load, save, save_folder
-from lcm_arith.cli.main import app
+from lcm_arith.cli.main import app, main
 from lcm_arith.embedded import files
 from lcm_arith.errors import LcmArithError
 from lcm_arith.formats.preflight import SafeFile
-from lcm_arith.registry import shipped
+from lcm_arith.registry import adding, objects, shipped
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
+from lcm_arith.text import clean_lines
 
 SESSION = Path(__file__).with_name("registry_session.txt")
 
@@ -241,8 +242,170 @@ def test_one_bad_file_does_not_stop_the_others(tmp_cwd: Path) -> None:
     assert result.exit_code == 4
     assert [own["name"] for own in told["added"]] == ["one"]
     codes = {own["source"]: own["exit_code"] for own in told["failed"]}
-    assert codes == {"d/bad.safetensors": 4, "d/two.safetensors": 3}
+    assert codes == {"d/bad.safetensors": 4}
+    assert [(own["source"], own["name"]) for own in told["already"]] == [
+        ("d/two.safetensors", "two")
+    ]
     assert "Error: d/bad.safetensors" in result.stderr
+
+
+def test_a_folder_is_added_again_where_nothing_else_has_the_name(tmp_cwd: Path) -> None:
+    Path("d").mkdir()
+    small("d/one.safetensors", 1)
+    small("d/two.safetensors", 2)
+    save_folder(random_vector(4, 4.0, 3), tmp_cwd / "d" / "peft")
+    torch.save(load_file("d/one.safetensors"), "d/old.bin")
+    first = verb("add", "d", "--allow-pickle")
+    assert [own["name"] for own in first["added"]] == ["old", "one", "two", "peft"]
+    for words in ([], ["--dry-run"]):
+        again = verb("add", "d", "--allow-pickle", *words)
+        assert (again["added"], again["failed"]) == ([], [])
+        assert [own["sha256"] for own in again["already"]] == [
+            own["sha256"] for own in first["added"]
+        ]
+        result = run("registry", "add", "d", "--allow-pickle", *words)
+        assert (result.stdout, result.stderr) == ("", "4 are there already, unchanged\n")
+    small("d/two.safetensors", 9)
+    save_folder(random_vector(4, 4.0, 8), tmp_cwd / "d" / "peft", force=True)
+    for words in ([], ["--dry-run"]):
+        result = CliRunner().invoke(app, ["registry", "add", "d", "--allow-pickle", *words])
+        assert result.exit_code == 3
+        assert "2 are there already" in result.stderr
+        for changed in ("d/two.safetensors: two", "d/peft: peft"):
+            assert f"Error: {changed}: there is a vector of that name" in result.stderr
+
+
+def test_what_is_left_in_a_folder_is_said(tmp_cwd: Path) -> None:
+    for folder in ("d/deep/er", "d/empty", "d/._mac"):
+        Path(folder).mkdir(parents=True)
+    small("d/UP.safetensors").rename("d/UP.SAFETENSORS")
+    small("d/deep/er/x.safetensors")
+    small("d/._mac/x.safetensors")
+    Path("d/._UP.safetensors").write_bytes(b"\0\5\x16\7")
+    for name in ("a.PT", "b.bin", "c.ckpt", "d.pth", "e.txt", "f\x1b[31m.pt"):
+        Path("d", name).write_bytes(b"x")
+    result = run("registry", "add", "d")
+    assert result.stdout.startswith("added up: ")
+    assert result.stderr == (
+        "Skipped 6 in d: a.PT, b.bin, c.ckpt, d.pth, deep/ and 1 more "
+        "(pickles need --allow-pickle; folders in it are not looked into)\n"
+    )
+    Path("d/UP.SAFETENSORS").unlink()
+    code, message = fails("registry", "add", "d")
+    assert (code, "holds no .safetensors" in message, "a.PT" in message) == (3, True, True)
+
+
+def test_a_trial_has_the_conflicts_of_the_real_run_and_copies_nothing(
+    tmp_cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("d").mkdir()
+    for seed, name in enumerate(("A", "a", "b")):
+        small(f"d/{name}.safetensors", seed)
+    shutil.copy("d/A.safetensors", "d/B.safetensors")
+    copied: list[Path] = []
+    copy = objects.copy
+
+    def counted(source: Path, target: Path) -> tuple[str, int]:
+        copied.append(source)
+        return copy(source, target)
+
+    monkeypatch.setattr(objects, "copy", counted)
+    found = {}
+    for words in (("--dry-run",), ()):
+        result = CliRunner().invoke(app, ["registry", "add", "d", "--json", *words])
+        assert result.exit_code == 3
+        told = json.loads(result.stdout)
+        found[words] = [(own["source"], own["name"], own["sha256"]) for own in told["added"]]
+        failed = [own["source"] for own in told["failed"]]
+        assert failed == ["d/a.safetensors", "d/b.safetensors"]
+        assert bool(copied) is not bool(words)
+    assert found["--dry-run",] == found[()]
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("a mistake"), 1)]
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_is_done_is_told_where_the_rest_is_not(
+    tmp_cwd: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, code: int, as_json: bool
+) -> None:
+    Path("d").mkdir()
+    for seed in range(8):
+        small(f"d/v{seed}.safetensors", seed)
+    real = adding.add
+
+    def add(registry: Registry, path: Path, **options: Any) -> Any:
+        if path.name == "v2.safetensors":
+            raise stop
+        return real(registry, path, **options)
+
+    monkeypatch.setattr(adding, "add", add)
+    words = ["registry", "add", "d", *(["--json"] if as_json else [])]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == code
+    if as_json:
+        told = json.loads(result.stdout)
+        assert [own["name"] for own in told["added"]] == ["v0", "v1"]
+        assert told["not_tried"] == [f"d/v{seed}.safetensors" for seed in range(2, 8)]
+    else:
+        assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
+            "added v0", "added v1",
+        ]  # fmt: skip
+        assert "Stopped: 6 of 8 were not tried" in result.stderr
+
+
+def test_each_file_is_told_before_the_next_one_s_turn(
+    tmp_cwd: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small("a.safetensors", 1)
+    small("b.safetensors", 2)
+    real, told = adding.add, []
+
+    def add(registry: Registry, path: Path, **options: Any) -> Any:
+        told.append(capsys.readouterr().out.split(":")[0])
+        return real(registry, path, **options)
+
+    monkeypatch.setattr(adding, "add", add)
+    app(["registry", "add", "a.safetensors", "b.safetensors"], standalone_mode=False)
+    assert told == ["", "added a"]
+
+
+def test_odd_files_beside_adapters_refuse_none_of_them(tmp_cwd: Path) -> None:
+    Path("d").mkdir()
+    beside: dict[str, bytes] = {
+        "digits.json": b'{"preferred weight": 0.7000000000000001}',
+        "comma.json": b'{"preferred weight": "0,8"}',
+        "large.png": b"\x89PNG\r\n\x1a\n" + b"0" * 17 * 2**20,
+        "list.json": b"[1, 2]",
+        "sells.civitai.info": b'{"model": {"allowCommercialUse": ["SellImages"]}}',
+    }
+    for seed, (name, data) in enumerate(beside.items()):
+        small(f"d/{name.split('.')[0]}.safetensors", seed)
+        Path("d", name).write_bytes(data)
+    result = run("registry", "add", "d")
+    assert len(result.stdout.splitlines()) == len(beside)
+    assert result.stderr == (
+        "Note: d/comma.safetensors: comma.json: preferred weight cannot be read: is no number\n"
+        "Note: d/large.safetensors: large.png cannot be read: has 17,825,800 bytes, "
+        "at most 16,777,216 are kept\n"
+        "Note: d/list.safetensors: list.json cannot be read: is no object of names and values\n"
+        "Note: d/sells.safetensors: sells.civitai.info: model.allowCommercialUse cannot be read: "
+        "has SellImages\n"
+    )
+    assert verb("show", "digits")["said"]["weight"] == {
+        "value": "0.7", "source": "sidecar digits.json",
+    }  # fmt: skip
+    assert verb("show", "large")["previews"] == []
+    assert "Note" not in run("registry", "add", "d/list.safetensors", "--name", "x",
+                             "--no-sidecars").stderr  # fmt: skip
+
+
+def test_a_result_does_not_read_what_lies_beside_it(tmp_cwd: Path) -> None:
+    Path("out.json").write_text('{"activation text": "stale"}')
+    Path("out.civitai.info").write_text("[]")
+    assert run("negate", "noto", "-o", "out.safetensors", "--name", "res").stderr == ""
+    said = verb("show", "res")["said"]
+    assert not {"triggers", "notes"} & said.keys()
 
 
 def test_what_is_said_at_adding_is_kept(tmp_cwd: Path) -> None:
@@ -449,7 +612,8 @@ def test_nothing_that_others_wrote_steers_the_terminal(tmp_cwd: Path, text: str)
     text = text.replace("\0", "").encode("utf-8", "ignore").decode() or "x"
     keys = ("modelspec.title", "modelspec.license", "modelspec.trigger_phrase", "other")
     save_file(tensors, "bad.safetensors", metadata=dict.fromkeys(keys, text))
-    run("registry", "add", "bad.safetensors", "a.safetensors")
+    Path("bad.json").write_text(json.dumps({"activation text": text, "preferred weight": text}))
+    assert_plain(run("registry", "add", "bad.safetensors", "a.safetensors").output)
     run("registry", "note", "bad", f"x{text}")
     commands = (
         ["show", "bad"],
@@ -457,12 +621,47 @@ def test_nothing_that_others_wrote_steers_the_terminal(tmp_cwd: Path, text: str)
         ["search", "bad"],
         ["diff", "a", "bad"],
         ["lineage", "bad"],
+        ["ls", "--format", "csv"],
     )
     for command in commands:
-        out = run("registry", *command).stdout
-        unseen = [c for c in out if c != "\n" and not c.isprintable()]
-        assert not unseen, (command, unseen)
+        assert_plain(run("registry", *command).stdout)
     assert verb("show", "bad")["metadata"]["other"] == text
+
+
+def assert_plain(text: str) -> None:
+    unseen = [c for c in text if c != "\n" and not c.isprintable()]
+    assert not unseen, unseen
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_no_message_of_an_error_steers_the_terminal(
+    tmp_cwd: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    file = f"./{text.replace(chr(0), '').replace('/', '')[:60]}.safetensors"
+    with suppress(UnicodeEncodeError):  # then it is a file that is not there
+        Path(file).write_text("no adapter")
+    commands = (
+        ["registry", "add", file],
+        ["registry", "add", file, "nowhere"],
+        ["registry", "show", file],
+        ["registry", "tag", f"x{text}", "y"],
+        ["inspect", file],
+        ["negate", file],
+    )
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["lcm-arith", *command])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code
+        said = capsys.readouterr().err
+        assert said.startswith("Error: ")
+        assert_plain(said)
+
+
+def test_lines_of_a_message_stay_lines() -> None:
+    assert clean_lines("a\n  - b\x1b[31m  c\r\n\u202e  - d \n") == "a\n  - b[31m  c\n  - d"
+    assert clean_lines("x" * 5000) == "x" * 4000
+    assert clean_lines("") == ""
 
 
 # Editing.

@@ -151,7 +151,7 @@ def csv_text(found: Iterable[Mapping[str, Any]]) -> str:
     import csv
     import io
 
-    from lcm_arith.text import csv_cell
+    from lcm_arith.text import csv_cell, harmless
 
     columns = (
         "name", "alias_of", "family", "kind", "kind_assumed", "network", "rank", "modules", "bytes",
@@ -161,7 +161,7 @@ def csv_text(found: Iterable[Mapping[str, Any]]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
     for entry in found:
-        writer.writerow([csv_cell(_text(entry[name])) for name in columns])
+        writer.writerow([csv_cell(harmless(_text(entry[name]))) for name in columns])
     return out.getvalue()
 
 

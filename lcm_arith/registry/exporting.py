@@ -140,9 +140,6 @@ def card_values(
     made_of = origins(registry, found, files)
     parts = [origin.said for origin in made_of]
     fast = next((own for own in parts if _text(own, "kind") == "acceleration"), {})
-    used = {
-        name: _text(said, name) or _text(fast, name) for name in ("sampler", "steps", "guidance")
-    }
     family = _text(said, "family") or next((name for name, _ in found.record.families), "")
     return CardValues(
         title=_text(said, "title") or found.name,
@@ -157,9 +154,11 @@ def card_values(
         triggers=tuple(dict.fromkeys(text for own in (said, *parts) for text in _triggers(own))),
         negative_prompt=_text(said, "negative_prompt"),
         weight=_text(said, "weight") or "1",
+        sampler=_text(said, "sampler") or _text(fast, "sampler"),
+        steps=_text(said, "steps") or _text(fast, "steps"),
+        guidance=_text(said, "guidance") or _text(fast, "guidance"),
         made_of=tuple(map(_ingredient, made_of)),
         tags=found.state.tags,
-        **used,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,8 @@ def test_help_of_every_command_loads_nothing_heavy(tmp_path: Path) -> None:
     for command, code, length, heavy in answers:
         assert (code, heavy) == (0, []), f"lcm-arith {command} --help"
         assert length > 100, f"lcm-arith {command} --help prints next to nothing"
+
+
+def test_the_version_is_the_packages(tmp_path: Path) -> None:
+    said = python("-m", "lcm_arith", "--version", cwd=tmp_path)
+    assert said.strip() == f"lcm-arith {version('lcm-arith')}"

@@ -14,13 +14,14 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 from fake_hub import FakeHub, point_at
 from safetensors.torch import save_file
 
 from lcm_arith.embedded import files
-from lcm_arith.errors import InvalidContentError, OutputExistsError, UsageError
-from lcm_arith.registry import adding, archive, database, editing, syncing
+from lcm_arith.errors import IncompatibleError, InvalidContentError, OutputExistsError, UsageError
+from lcm_arith.registry import adding, archive, database, editing, syncing, upkeep
 from lcm_arith.registry.downloads import UrlSource, parse_source
 from lcm_arith.registry.fetching import add_from
 from lcm_arith.registry.manifests import MOST_BYTES, canonical, digest
@@ -305,3 +306,49 @@ def test_a_database_whose_port_is_no_number_is_a_mistake_of_the_user(url: str) -
     with pytest.raises(UsageError, match="port is no number") as caught:
         database.engine(f"postgresql+psycopg://{url}")
     assert "secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_two_folders_on_one_index_are_told_apart(tmp_path: Path, index_url: str) -> None:
+    one, other = (Registry.open(tmp_path / own, index_url) for own in ("one", "other"))
+    adding.add(one, files.vector_path("noto"), name="ink")
+    said = (tmp_path / "one/store-id").read_text()
+    for call in (other.rows, lambda: upkeep.reindex(other), lambda: other.find("ink")):
+        with pytest.raises(IncompatibleError, match=f"{one.root}.*{said}") as caught:
+            call()
+        assert caught.value.exit_code == 6
+    assert [row.name for row in one.index.rows()] == ["ink"]
+    own = opened(tmp_path / "other")
+    adding.add(own, files.vector_path("lcm"), name="pen")
+    with pytest.raises(IncompatibleError):
+        Registry.open(tmp_path / "other", index_url).rows()
+    (tmp_path / "one").rename(tmp_path / "moved")
+    moved = Registry.open(tmp_path / "moved", index_url)
+    assert moved.find("ink").path.is_file()
+    assert upkeep.reindex(moved).names == 1
+
+
+def test_a_new_index_takes_the_id_of_its_folder(here: Registry) -> None:
+    said = (here.root / "store-id").read_text()
+    assert len(said) == 32
+    (here.root / "index.db").unlink()
+    assert [row.name for row in opened(here.root).index.rows()] == ["ink"]
+    with here.index.reading() as connection:
+        assert connection.execute(sa.select(database.store.c.id)).scalars().all() == [said]
+    (here.root / "store-id").unlink()  # an index in the folder is nobody else's
+    assert [row.name for row in here.index.rows()] == ["ink"]
+
+
+def test_an_older_index_with_names_is_not_taken_by_an_empty_folder(
+    tmp_path: Path, index_url: str
+) -> None:
+    one, other = (Registry.open(tmp_path / own, index_url) for own in ("one", "other"))
+    adding.add(one, files.vector_path("noto"), name="ink")
+    with one.index.change() as change:  # as the version before left it
+        database.store.drop(change.connection)
+        table = database.migrations
+        change.connection.execute(table.delete().where(table.c.name == "0002_store"))
+    with pytest.raises(IncompatibleError, match="folder that is not known"):
+        other.rows()
+    assert [row.name for row in one.index.rows()] == ["ink"]
+    with pytest.raises(IncompatibleError, match=str(one.root)):
+        other.rows()

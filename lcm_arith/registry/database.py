@@ -62,6 +62,14 @@ names: Final = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
 )
 
+# Whose index it is, one row; the folder has the same id in a file.
+store: Final = sa.Table(
+    "store",
+    tables,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("path", sa.Text, nullable=False),  # where the folder was then, for messages
+)
+
 Migration = Callable[[Connection], None]
 _LITE: Final = "sqlite:///"
 _LOCK: Final = 5_506_147  # any number that nobody else takes: PostgreSQL's advisory lock of ours
@@ -93,7 +101,17 @@ def _states(connection: Connection) -> None:
         connection.execute(names.insert().values(values))
 
 
-MIGRATIONS: Final[dict[str, Migration]] = {"0000_initial": _initial, "0001_states": _states}
+def _store(connection: Connection) -> None:
+    """Whose index it is; the row is written by :class:`lcm_arith.registry.index.Index`."""
+    tables.create_all(connection, tables=[store], checkfirst=False)
+
+
+FILLED: Final = "0001_states"  # the last after which the tables are filled
+MIGRATIONS: Final[dict[str, Migration]] = {
+    "0000_initial": _initial,
+    FILLED: _states,
+    "0002_store": _store,
+}
 
 
 def engine(url: str) -> Engine:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from lcm_arith import durable
-from lcm_arith.errors import LcmArithError, NotFoundError, OutputExistsError
+from lcm_arith.errors import IncompatibleError, LcmArithError, NotFoundError, OutputExistsError
 from lcm_arith.registry import database
 from lcm_arith.registry.database import names, parents, records
 from lcm_arith.registry.states import State, States
+
+ID: Final = "store-id"
+"""A file in the registry's folder: whose index a database has."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ class Index:
         An index that is lost while the names' files are there is made of them.
 
         Raises:
-            IncompatibleError: If a newer program wrote it.
+            IncompatibleError: If a newer program wrote it, or it is of another folder.
             StorageError: If the database refuses.
         """
         if self.file is not None and not self.file.exists():
@@ -174,14 +178,68 @@ class Index:
             durable.make_folder(self.file.parent)
         with self.reading() as connection:
             done = database.applied(connection)
+            if done == database.MIGRATIONS.keys():
+                self._check_owner(connection)
         if not done and not make and not any(self.states):
             return False
         if done != database.MIGRATIONS.keys():
             with self._change() as change:
                 new = not database.applied(change.connection)
-                if database.migrate(change.connection):
+                made = database.migrate(change.connection)
+                if made:
+                    # The names of schema 0 had no files, so a folder without any can be its own.
+                    self._own(change.connection, filled=database.FILLED not in made)
+                if database.FILLED in made:
                     self.fill(change, new)
         return True
+
+    @property
+    def _inside(self) -> bool:
+        """Whether it lies in the registry's folder, so that it can be of no other."""
+        return self.file is not None and self.file.absolute().parent == self.states.root.absolute()
+
+    def _id(self) -> str:
+        """The folder's own; empty where it has none yet."""
+        path = self.states.root / ID
+        try:
+            with path.open("rb") as file:
+                return file.read(100).decode("ascii", "replace").strip()
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise durable.refusal(path, error) from error
+
+    def _own(self, connection: Connection, *, filled: bool) -> None:
+        """Says in the database that it is this folder's; the folder gets an id if it has none.
+
+        Args:
+            connection: Of a change.
+            filled: Whether every name in it has a file in its folder.
+
+        Raises:
+            IncompatibleError: If it has names, and the folder has none: they are of another.
+        """
+        query = sa.select(sa.func.count()).select_from(names)
+        if filled and not self._inside and connection.scalar(query) and not any(self.states):
+            raise _of_another("a folder that is not known")
+        own = self._id()
+        if not own:
+            own = uuid.uuid4().hex
+            durable.make_folder(self.states.root)
+            durable.write(self.states.root / ID, own.encode())
+        place = str(self.states.root.absolute()).encode("utf-8", "replace").decode()
+        connection.execute(database.store.insert().values(id=own, path=place))
+
+    def _check_owner(self, connection: Connection) -> None:
+        """Raises where the database has the names of another folder.
+
+        Raises:
+            IncompatibleError: If so.
+        """
+        row = connection.execute(sa.select(database.store)).first()
+        own = self._id()
+        if row is not None and row.id != own and (own or not self._inside):
+            raise _of_another(f"the folder {row.path} ({ID} {row.id})")
 
     @contextmanager
     def change(self) -> Iterator[Change]:
@@ -244,6 +302,13 @@ class Index:
 
     def __contains__(self, name: str) -> bool:
         return bool(self.rows(where=lambda query: query.where(names.c.name == name)))
+
+
+def _of_another(whose: str) -> IncompatibleError:
+    return IncompatibleError(
+        f"the index has the names of {whose}, not of this registry's folder",
+        hint="share that folder (LCM_ARITH_HOME), or use another database (LCM_ARITH_DB)",
+    )
 
 
 def _row(values: dict[str, Any]) -> Row:

@@ -13,6 +13,7 @@ from lcm_arith.registry.adding import like_parents
 from lcm_arith.registry.describing import describe
 from lcm_arith.registry.exporting import rights
 from lcm_arith.registry.facts import Facts
+from lcm_arith.registry.lineage import Files
 from lcm_arith.registry.manifests import MOST_BYTES, canonical, digest, parse
 from lcm_arith.registry.names import check_name
 from lcm_arith.registry.naming import give
@@ -165,7 +166,8 @@ def _chosen(registry: Registry, wanted: Iterable[str]) -> dict[str, State]:
 
 def _check_rights(registry: Registry, found: Mapping[str, Found]) -> None:
     """Raises where a mix's parents forbid it to be passed on."""
-    forbidden = {name: blocks_push(rights(registry, own)) for name, own in found.items()}
+    files = Files.of(registry)
+    forbidden = {name: blocks_push(rights(registry, own, files)) for name, own in found.items()}
     lines = [f"\n  {name}: {'; '.join(why)}" for name, why in forbidden.items() if why]
     if lines:
         raise UsageError(

@@ -606,26 +606,26 @@ def test_a_csv_runs_no_formula_and_holds_every_value(stocked: Path) -> None:
     assert rows["b"]["kind"] == "task"
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_nothing_that_others_wrote_steers_the_terminal(tmp_cwd: Path, text: str) -> None:
+def test_nothing_that_others_wrote_steers_the_terminal(tmp_cwd: Path) -> None:
     tensors = load_file(small("a.safetensors"))
-    text = text.replace("\0", "").encode("utf-8", "ignore").decode() or "x"
+    texts = [
+        t.replace("\0", "").encode("utf-8", "ignore").decode() or "x" for t in HOSTILE.values()
+    ]
     keys = ("modelspec.title", "modelspec.license", "modelspec.trigger_phrase", "other")
-    save_file(tensors, "bad.safetensors", metadata=dict.fromkeys(keys, text))
-    Path("bad.json").write_text(json.dumps({"activation text": text, "preferred weight": text}))
-    assert_plain(run("registry", "add", "bad.safetensors", "a.safetensors").output)
-    run("registry", "note", "bad", f"x{text}")
-    commands = (
-        ["show", "bad"],
-        ["ls"],
-        ["search", "bad"],
-        ["diff", "a", "bad"],
-        ["lineage", "bad"],
-        ["ls", "--format", "csv"],
-    )
-    for command in commands:
+    Path("bad").mkdir()
+    for number, text in enumerate(texts):
+        path = Path(f"bad/bad{number}.safetensors")
+        save_file(tensors, path, metadata=dict.fromkeys(keys, text))
+        beside = {"activation text": text, "preferred weight": text}
+        path.with_suffix(".json").write_text(json.dumps(beside))
+    assert_plain(run("registry", "add", "bad", "a.safetensors").output)
+    run("registry", "note", "bad0", f"x{texts[0]}")
+    for number, text in enumerate(texts):
+        assert_plain(run("registry", "show", f"bad{number}").stdout)
+        assert_plain(run("registry", "diff", "a", f"bad{number}").stdout)
+        assert verb("show", f"bad{number}")["metadata"]["other"] == text
+    for command in (["ls"], ["search", "bad"], ["lineage", "bad0"], ["ls", "--format", "csv"]):
         assert_plain(run("registry", *command).stdout)
-    assert verb("show", "bad")["metadata"]["other"] == text
 
 
 def assert_plain(text: str) -> None:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -290,10 +291,10 @@ def _forget(registry: Registry, change: Change, old: list[Path]) -> None:
 
 def _old_pieces(registry: Registry, limit: float) -> Iterator[Path]:
     """Parts of files that were never finished."""
-    for folder in ("names", "manifests", "objects"):
-        for path in sorted((registry.root / folder).rglob(".*")):
-            if path.suffix in _PIECES and _age(path) < limit:
-                yield path
+    below = [(registry.root / folder).rglob(".*") for folder in ("names", "manifests", "objects")]
+    for path in sorted(chain(registry.root.glob(".*"), *below)):
+        if path.suffix in _PIECES and _age(path) < limit:
+            yield path
 
 
 def _age(path: Path) -> float:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import fails, run
 from safetensors.torch import load_file, save_file
-from test_cli import fails, run
 
 from lcm_arith.adapters import load, save
 from lcm_arith.checkpoints import extract, fuse, residual_of

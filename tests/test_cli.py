@@ -4,38 +4,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from commands import fails, run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import random_vector
-from typer.testing import CliRunner
 
 from lcm_arith.adapters import load, save
-from lcm_arith.cli.main import app, main
+from lcm_arith.cli.main import main
 from lcm_arith.embedded import pictures
-from lcm_arith.errors import LcmArithError, NotFoundError
+from lcm_arith.errors import NotFoundError
 from lcm_arith.evaluation import demo
 
 FAST = ["--prompts", "1", "--seeds", "1", "--steps", "1", "--l1", "1", "--l2", "1"]
-
-
-def run(*arguments: str) -> Any:
-    """Runs a command that must succeed."""
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result
-
-
-def fails(*arguments: str) -> tuple[int, str]:
-    """Exit code and message of a command that must not succeed."""
-    result = CliRunner().invoke(app, list(arguments))
-    if isinstance(result.exception, LcmArithError):
-        return result.exception.exit_code, str(result.exception)
-    return result.exit_code, result.output
 
 
 def test_combine_without_options_writes_the_papers_sum(tmp_cwd: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import fails, run
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_cli import fails, run
 
 from lcm_arith.adapters import load, save
 from lcm_arith.analysis import distance

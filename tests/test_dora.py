@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from commands import fails, run
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
-from test_cli import fails, run
 
 from lcm_arith.adapters import load, save
 from lcm_arith.checkpoints import fuse

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import fails, run
 from diffusers.loaders import single_file_utils as diffusers_reader
 from safetensors.torch import load_file, save_file
-from test_cli import fails, run
 
 from lcm_arith import modules
 from lcm_arith.adapters import load

@@ -20,9 +20,9 @@ from typing import Any, Final
 
 import pytest
 import torch
+from commands import fails, run
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_cli import fails, run
 from torch import Tensor
 
 from lcm_arith.adapters import load, provenance

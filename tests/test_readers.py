@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import pytest
 import torch
+from commands import fails, run
 from peft import PeftModel
 from support import relative_error, whole_adapter
-from test_cli import fails, run
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from commands import fails, run
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support import random_delta
-from test_cli import fails, run
 from test_cli_arithmetic import gap
 from test_dora import TARGETS, trained
 

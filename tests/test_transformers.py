@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import pytest
 import torch
+from commands import fails, run
 from support import relative_error, whole_adapter
-from test_cli import fails, run
 from test_readers import check_peft, without_weights
 from torch import Tensor
 

@@ -109,3 +109,10 @@ def refusal(path: Path, error: OSError, size: int | None = None) -> StorageError
         f"{path}: cannot be written ({error.strerror or error}{needed})",
         hint="make room there, or see who may write",
     )
+
+
+def umask() -> int:
+    """The process's mask of permissions; the system only tells it when it is set."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

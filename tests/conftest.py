@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from fake_hub import FakeHub, point_at
+from fetching import DATA
 from servers import Server, postgres
 from stores import adapters
 
@@ -19,6 +21,7 @@ from lcm_arith.combination import combine_terms
 from lcm_arith.families import embedded
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.registry import adding
+from lcm_arith.registry.downloads import http
 from lcm_arith.registry.store import Registry
 from lcm_arith.sampling import load_pipeline
 from lcm_arith.vector import TaskVector
@@ -123,3 +126,20 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.getbasetemp() / "homes" / str(next(_TESTS))
     monkeypatch.setenv("LCM_ARITH_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A server that stands in for the hub and CivitAI, with one plain file."""
+    with FakeHub() as server:
+        point_at(server, monkeypatch)
+        server.files["/files/a.safetensors"] = DATA
+        yield server
+
+
+@pytest.fixture
+def waits(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that a download would have waited."""
+    waited: list[float] = []
+    monkeypatch.setattr(http, "pause", waited.append)
+    return waited

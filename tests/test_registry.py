@@ -15,6 +15,7 @@ from stores import SMALL, names, problems
 from support import random_vector
 
 from lcm_arith.adapters import load, save
+from lcm_arith.embedded.files import sha256 as file_sha256
 from lcm_arith.errors import (
     InvalidContentError,
     LcmArithError,
@@ -25,7 +26,6 @@ from lcm_arith.errors import (
 )
 from lcm_arith.registry import adding, comparing, editing, lineage
 from lcm_arith.registry.names import RESERVED, check_name, name_of
-from lcm_arith.registry.objects import file_sha256
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
 

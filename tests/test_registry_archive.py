@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from stores import names, problems
 
+from lcm_arith.embedded.files import sha256 as file_sha256
 from lcm_arith.errors import (
     InvalidContentError,
     NotFoundError,
@@ -19,7 +20,6 @@ from lcm_arith.errors import (
 )
 from lcm_arith.registry import adding, archive, editing, rebuilding
 from lcm_arith.registry.manifests import canonical, digest
-from lcm_arith.registry.objects import file_sha256
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub, point_at, sha256
+from fake_hub import FakeHub, sha256
 from fetching import DATA, LOGIN, POINTER, TOKEN, get, refused, safetensors
 
 from lcm_arith.errors import (
@@ -17,24 +16,6 @@ from lcm_arith.errors import (
     NotFoundError,
     UsageError,
 )
-from lcm_arith.registry.downloads import http
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with FakeHub() as server:
-        point_at(server, monkeypatch)
-        server.files["/files/a.safetensors"] = DATA
-        yield server
-
-
-@pytest.fixture
-def waits(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that a download would have waited."""
-    waited: list[float] = []
-    monkeypatch.setattr(http, "pause", waited.append)
-    return waited
-
 
 # The hub
 

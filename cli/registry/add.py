@@ -211,9 +211,9 @@ def take(registry: Registry, text: str, wish: Wish, done: Done, stages: Stages |
 
 def there(registry: Registry, text: str, wish: Wish, done: Done) -> tuple[str, Record] | None:
     """The name and record of a file that was added before; None if its name is another's."""
+    from lcm_arith.embedded.files import sha256 as file_sha256
     from lcm_arith.errors import LcmArithError
     from lcm_arith.registry.names import check_name
-    from lcm_arith.registry.objects import file_sha256
 
     path = Path(text)
     if not path.exists():

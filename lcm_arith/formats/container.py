@@ -20,6 +20,7 @@ from typing import BinaryIO, Final
 import torch
 from torch import Tensor
 
+from lcm_arith.durable import umask
 from lcm_arith.errors import (
     NotFoundError,
     OutputExistsError,
@@ -248,7 +249,7 @@ def _place(
             raise VerificationError(f"{path}: the file read back other bytes than were written")
         if check is not None:
             check(part)
-        part.chmod(0o666 & ~_umask())
+        part.chmod(0o666 & ~umask())
         _name(part, path, force=force)
         if durable:
             _flush_folder(path.parent)
@@ -328,9 +329,3 @@ def _sum(data: memoryview) -> int:
     whole = len(data) // 8 * 8
     words = torch.frombuffer(data[:whole], dtype=torch.int64) if whole else torch.zeros(1)
     return int(words.sum()) + int.from_bytes(data[whole:], "little")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from lcm_arith import durable
+from lcm_arith.embedded.files import sha256 as file_sha256
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.registry.card import CardValues, Ingredient, card, is_mixed
 from lcm_arith.registry.licences import of_text
 from lcm_arith.registry.lineage import Files, Origin, origins
-from lcm_arith.registry.objects import file_sha256
 from lcm_arith.registry.rights import Effective, Parent, union
 from lcm_arith.registry.store import Found, Registry
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from lcm_arith import durable
+from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, NotFoundError, StorageError
 
 ADAPTER: Final = ".safetensors"
@@ -52,11 +53,11 @@ class Objects:
         """
         path = self.path(sha256, suffix)
         try:
-            if path.is_file() and file_sha256(path) == sha256:
+            if path.is_file() and files.sha256(path) == sha256:
                 durable.touch(path)
                 return
             durable.make_folder(path.parent)
-            part.chmod(0o444 & ~_umask())
+            part.chmod(0o444 & ~durable.umask())
             os.replace(part, path)
             durable.flush_folder(path.parent)
         except OSError as error:
@@ -180,12 +181,6 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -194,9 +189,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -20,7 +20,7 @@ from lcm_arith.registry.database import names, records
 from lcm_arith.registry.index import Change, Index, Row
 from lcm_arith.registry.manifests import Manifests
 from lcm_arith.registry.names import check_name, digest_of
-from lcm_arith.registry.objects import Objects, file_sha256
+from lcm_arith.registry.objects import Objects
 from lcm_arith.registry.records import Record
 from lcm_arith.registry.states import State, States
 
@@ -162,7 +162,7 @@ class Registry:
                 found.st_size == record.bytes
                 and (
                     found.st_mtime_ns == record.source.get("mtime_ns")
-                    or file_sha256(path) == record.object
+                    or files.sha256(path) == record.object
                 )
             )
         except OSError as error:

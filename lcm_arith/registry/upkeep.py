@@ -14,11 +14,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from lcm_arith import durable
+from lcm_arith.embedded.files import sha256 as file_sha256
 from lcm_arith.errors import InvalidContentError, StorageError
 from lcm_arith.registry import database, shipped
 from lcm_arith.registry.database import names, parents, records
 from lcm_arith.registry.index import Change
-from lcm_arith.registry.objects import file_sha256
 from lcm_arith.registry.records import Record
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry

@@ -11,9 +11,10 @@ from torch import Tensor
 Condition = Mapping[str, Tensor]
 """Name → values, one row a picture.
 
-``embeds`` ``[B, tokens, width]``, the prompt embeddings c; for SDXL also ``pooled`` ``[B, width]`` and
-``time_ids`` ``[B, 6]`` (original height and width, crop top and left, target height and width in px,
-float32: bfloat16 would round sizes above 256); for a student that is told ω also ``omega`` ``[B]``.
+``embeds`` ``[B, tokens, width]``, the prompt embeddings c. For SDXL also ``pooled`` ``[B, width]``
+and ``time_ids`` ``[B, 6]``: original height and width, crop top and left, target height and width
+in px, float32, for bfloat16 would round sizes above 256. For a student that is told ω ``omega``
+``[B]``.
 """
 
 Model = Callable[[Tensor, Tensor, Condition], Tensor]

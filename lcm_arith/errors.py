@@ -12,7 +12,8 @@
     ├── IncompatibleError             6   adapter of another architecture
     ├── NetworkError (ConnectionError) 7  no server, no access, cut transfer, offline
     ├── VerificationError             8   a written file does not read back as it was
-    └── DivergedError                 8   training reached non-finite numbers
+    ├── DivergedError                 8   training reached non-finite numbers
+    └── InterruptedTraining           130 it was told to stop, and saved what it had
 
 A message says where (file, target module), what (both values), and what to do; the last part goes
 into ``hint``.
@@ -96,3 +97,9 @@ class DivergedError(LcmArithError, ArithmeticError):
     """Training reached non-finite numbers and cannot go on."""
 
     exit_code = 8
+
+
+class InterruptedTraining(LcmArithError):  # noqa: N818  # it is what the user asked for
+    """Training was told to stop, and kept what it had."""
+
+    exit_code = 130

@@ -10,73 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
 
 from lcm_arith import dit
 from lcm_arith.embedded import files
-from lcm_arith.errors import IncompatibleError, UsageError
+from lcm_arith.errors import IncompatibleError
 from lcm_arith.modules import candidates, fits, target_shape, weight_shapes
+from lcm_arith.training.plan import LCM_TARGETS as LCM_TARGETS
+from lcm_arith.training.plan import Plan as Plan
+from lcm_arith.training.plan import Training as Training
 from lcm_arith.vector import TaskVector
-
-# The 14 kinds of layer that LCM-LoRA adapts (arXiv:2311.05556, Table 1; 278 modules of SD1.5).
-LCM_TARGETS: Final = (
-    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
-    "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long and how fast something is trained.
-
-    Args:
-        steps: Optimizer steps.
-        batch: Pictures a step.
-        learning_rate: Peak of AdamW's; warmed up over 5 % and decayed linearly over the last half.
-        max_grad_norm: Gradients are clipped to it.
-        ema: Decay of the running average of the parameters that is kept in the end; 0 keeps the
-            last parameters.
-
-    Raises:
-        UsageError: If steps or batch is below 1, or the decay outside [0, 1).
-    """
-
-    steps: int
-    batch: int
-    learning_rate: float
-    max_grad_norm: float = 1.0
-    ema: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} {getattr(self, name)}: at least 1")
-        if not 0 < self.learning_rate < float("inf"):
-            raise UsageError(f"learning rate {self.learning_rate:g}: a number above 0")
-        if not 0 <= self.ema < 1:
-            raise UsageError(f"ema {self.ema}: at least 0 and below 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training(Plan):
-    """What one kind of training a vector uses where the user does not say.
-
-    Args:
-        rank: Rank and alpha of the adapter.
-        targets: Layers that it adapts, by the end of their names.
-
-    Raises:
-        UsageError: If the rank is below 1, or as :class:`Plan`.
-    """
-
-    rank: int
-    targets: tuple[str, ...] = LCM_TARGETS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank < 1:
-            raise UsageError(f"rank {self.rank}: at least 1")
-
 
 @dataclass(frozen=True)
 class Family:

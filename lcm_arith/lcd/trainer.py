@@ -1,101 +1,189 @@
-"""The loop of Algorithm 1 as a LoRA: one resident base, adapter off = teacher."""
+"""Algorithm 1 on a base model and data: the loss of any batch, and the error on a fixed one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lcm_arith.dataset import TrainingSet
-from lcm_arith.families import Training
+from lcm_arith.condition import Condition, moved
+from lcm_arith.data import Drawn, TrainingSet
+from lcm_arith.errors import UsageError
 from lcm_arith.lcd.guidance import check_omega
+from lcm_arith.lcd.lcf import finetuning_loss
+from lcm_arith.lcd.loss import LOSSES
+from lcm_arith.lcd.roles import Roles
 from lcm_arith.lcd.schedule import Grid, Schedule
+from lcm_arith.lcd.solver import SOLVERS
 from lcm_arith.lcd.step import Batch, consistency_loss
-from lcm_arith.sampling import fast_math
-from lcm_arith.training import (
-    Checkpoint,
-    OnStep,
-    Outcome,
-    adapted,
-    adapter_off,
-    adapter_vector,
-    add_adapter,
-    fit,
-    step_generator,
-)
-from lcm_arith.vector import TaskVector
+from lcm_arith.training.log import BucketError
+from lcm_arith.training.loop import Follower, step_generator
+from lcm_arith.training.plan import Training
 
-GRID_POINTS: Final = 50  # K of LCMScheduler (original_inference_steps), 20 timesteps apart
-STRIDE: Final = 3  # grid points a solver step: 60 timesteps, 17 hops from noise to picture
+MODES: Final = ("lora", "full", "lcf")
+TIMESTEPS: Final = ("grid", "literal")
+BUCKETS: Final = 5  # of timesteps, for the error on a fixed batch
+PROBED: Final = 4  # pictures of each
 
 
-def distill(
-    pipeline: Any,
-    data: TrainingSet,
-    plan: Training,
-    *,
-    omega: float,
-    seed: int,
-    on_step: OnStep,
-    checkpoint: Checkpoint | None = None,
-    start: TaskVector | None = None,
-    stride: int = STRIDE,
-) -> tuple[TaskVector, Outcome]:
-    """An acceleration vector τ_LCM; ``pipeline``'s UNet carries the adapter afterwards.
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Which variant of Algorithm 1.
 
     Args:
-        pipeline: The base model, teacher and student at once.
-        data: Latents and prompt embeddings.
-        plan: Rank, target modules, steps, batch, learning rate.
-        omega: The paper's ω, fixed: a LoRA student cannot be told a varying one.
-        seed: Of the adapter's start, the batches, grid indices and noise.
-        on_step: Told about every step.
-        checkpoint: Kept while training and gone on with.
-        start: Vector to begin with, see :func:`lcm_arith.training.add_adapter`; None is ΔW = 0.
-        stride: Grid points that one solver step goes back, see :class:`Grid`.
+        mode: lora is LCD as a LoRA; full is LCD of all weights, told ω; lcf is Latent Consistency
+            Fine-tuning of an accelerated model.
+        omega: The paper's ω, or the two ends of a range that each picture's is drawn from.
+        grid_points: K of the solver's grid.
+        stride: Grid points that a solver step goes back; the skipping interval is stride · T / K.
+        timesteps: grid takes t_{n+k} from the grid, which few-step samplers visit; literal any t.
+        solver: A name of :data:`lcm_arith.lcd.solver.SOLVERS`.
+        loss: A name of :data:`lcm_arith.lcd.loss.LOSSES`.
+        target_decay: μ of θ⁻; 0 takes the student itself without gradients.
+        anchor: Weight of LCD's loss beside LCF's, which keeps the guidance that was distilled.
 
     Raises:
-        UsageError: If ω is negative or not finite.
-        DivergedError, IncompatibleError: As :func:`lcm_arith.training.fit`.
+        UsageError: If a value is impossible or of no use with the mode.
     """
-    check_omega(omega)
-    unet, schedule = pipeline.unet, Schedule.of_pipeline(pipeline)
-    grid = Grid.of(len(schedule.alpha_t), GRID_POINTS, stride)
-    add_adapter(unet, rank=plan.rank, targets=plan.targets, seed=seed, start=start)
-    with_adapter = adapted(unet)
 
-    def student(z: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        with fast_math(z.device):
-            epsilon: Tensor = with_adapter(z, t, encoder_hidden_states=c).sample
-        return epsilon.float()
+    omega: float | tuple[float, float]
+    mode: str = "lora"
+    grid_points: int = 50
+    stride: int = 1
+    timesteps: str = "grid"
+    solver: str = "ddim"
+    loss: str = "huber"
+    target_decay: float = 0.0
+    anchor: float = 0.0
 
-    def teacher(z: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        with adapter_off(unet), fast_math(z.device):
-            epsilon: Tensor = unet(z, t, encoder_hidden_states=c).sample
-        return epsilon.float()
-
-    def loss_of(step: int) -> Tensor:
-        generator = step_generator(seed, step)
-        z0, cond = data.draw(plan.batch, generator)
-        noise = torch.randn(z0.shape, generator=generator)
-        index = torch.randint(GRID_POINTS, (plan.batch,), generator=generator)
-        uncond = data.uncond.expand_as(cond)
-        on_device = [x.to(unet.device) for x in (z0, noise, index, cond, uncond)]
-        return consistency_loss(
-            student,
-            teacher,
-            Batch(*on_device),
-            schedule=schedule,
-            grid=grid,
-            omega=omega,
-            target=student,
+    def __post_init__(self) -> None:
+        check_omega(self.omega)
+        choices: tuple[tuple[str, tuple[str, ...]], ...] = (
+            ("mode", MODES),
+            ("timesteps", TIMESTEPS),
+            ("solver", tuple(SOLVERS)),
+            ("loss", tuple(LOSSES)),
         )
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} {getattr(self, name)!r}: one of {', '.join(known)}")
+        if not 0 <= self.target_decay < 1:
+            raise UsageError(f"target decay {self.target_decay:g}: at least 0 and below 1")
+        if not 0 <= self.anchor < float("inf"):
+            raise UsageError(f"anchor {self.anchor:g}: a number of 0 or more")
+        if self.mode == "full" and not self.target_decay:
+            raise UsageError("mode full: its target is a running average, of a decay above 0")
+        if self.mode != "lcf" and self.anchor:
+            raise UsageError(f"anchor {self.anchor:g}: only mode lcf has one")
 
-    outcome = fit(unet, loss_of, plan, on_step, checkpoint=checkpoint)
-    origin = {
-        "operation": "distill",
-        "omega": repr(float(omega)),
-        "skipped_steps": outcome.skipped,
-    }
-    return adapter_vector(unet, origin), outcome
+    def grid(self, timesteps: int) -> Grid:
+        """The points that batches are drawn from."""
+        if self.timesteps == "grid":
+            return Grid.of(timesteps, self.grid_points, self.stride)
+        Grid.of(timesteps, self.grid_points, self.stride)  # refuses what is impossible
+        return Grid.every(timesteps, self.stride * (timesteps // self.grid_points))
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What the loop needs to train something.
+
+    Args:
+        model: Whose parameters that require gradients are trained.
+        loss: Number of a batch → its loss.
+        errors: The loss on a fixed batch, by timesteps; the curve that means something.
+        followers: Running averages that the loss needs.
+        passes: UNet samples of one picture's step: forward, and forward with backward.
+    """
+
+    model: nn.Module
+    loss: Callable[[int], Tensor]
+    errors: Callable[[], list[BucketError]]
+    followers: tuple[Follower, ...] = ()
+
+
+def distillation(
+    roles: Roles,
+    data: TrainingSet,
+    plan: Training,
+    how: Distillation,
+    *,
+    schedule: Schedule,
+    prediction: str,
+    seed: int,
+    device: torch.device,
+) -> Lesson:
+    """Algorithm 1 with these networks on this data.
+
+    Args:
+        roles: Student, target, teacher.
+        data: Latents and prompt embeddings.
+        plan: The batch's size.
+        how: The variant.
+        schedule: α(t), σ(t) of the base.
+        prediction: What the networks predict, a name of :data:`lcm_arith.lcd.solver.PREDICTIONS`.
+        seed: Of batches, noise, timesteps and ω.
+        device: Of the networks.
+
+    Raises:
+        UsageError: If the grid is impossible, or the schedule with this prediction.
+    """
+    schedule.check(prediction)
+    grid = how.grid(len(schedule.alpha_t))
+    known: dict[str, Any] = {
+        "schedule": schedule, "grid": grid, "prediction": prediction, "loss": how.loss,
+    }  # fmt: skip
+
+    def teacher(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return roles.teacher(z, t, {k: v for k, v in condition.items() if k != "omega"})
+
+    def loss_of(batch: Batch, omega: Tensor) -> Tensor:
+        def lcd() -> Tensor:
+            return consistency_loss(
+                roles.student, teacher, batch, omega=omega, target=roles.target,
+                solver=how.solver, **known,
+            )  # fmt: skip
+
+        if how.mode != "lcf":
+            return lcd()
+        loss = finetuning_loss(roles.student, batch, target=roles.target, **known)
+        return loss + how.anchor * lcd() if how.anchor else loss
+
+    def batch_of(drawn: Drawn, index: Tensor, noise: Tensor, omega: Tensor) -> Batch:
+        own = {"omega": omega} if roles.told_omega else {}
+        cond = moved({**drawn.cond, **own}, device)
+        uncond = moved({**data.uncond(drawn.cond), **own}, device)
+        return Batch(drawn.z0.to(device), noise.to(device), index, cond, uncond)
+
+    def loss(number: int) -> Tensor:
+        drawn, generator = data.batch(number, plan.batch, seed), step_generator(seed, number)
+        size = len(drawn.z0)
+        noise = torch.randn(drawn.z0.shape, generator=generator)
+        index = torch.randint(len(grid.start), (size,), generator=generator)
+        low, high = _ends(how.omega)
+        omega = low + (high - low) * torch.rand(size, generator=generator)
+        return loss_of(batch_of(drawn, index, noise, omega), omega.to(device))
+
+    @torch.no_grad()
+    def errors() -> list[BucketError]:
+        found = []
+        for indices in torch.arange(len(grid.start)).tensor_split(BUCKETS):
+            drawn = data.batch(0, PROBED, seed)
+            size, generator = len(drawn.z0), step_generator(seed, -1 - int(indices[0]))
+            noise = torch.randn(drawn.z0.shape, generator=generator)
+            index = indices[torch.linspace(0, len(indices) - 1, size).round().long()]
+            omega = torch.full((size,), sum(_ends(how.omega)) / 2)
+            error = float(loss_of(batch_of(drawn, index, noise, omega), omega.to(device)))
+            first, last = (int(grid.start[i]) for i in (indices[0], indices[-1]))
+            found.append(BucketError(first, last, error))
+        return found
+
+    followers = (roles.follower,) if roles.follower else ()
+    return Lesson(roles.trained, loss, errors, followers)
+
+
+def _ends(omega: float | tuple[float, float]) -> tuple[float, float]:
+    return omega if isinstance(omega, tuple) else (omega, omega)

@@ -1,0 +1,149 @@
+"""Who is student θ, target θ⁻ and teacher: adapters on one base, or three networks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from lcm_arith.condition import Condition, Model
+from lcm_arith.network import network
+from lcm_arith.training.adapter import (
+    ACCEL,
+    TARGET,
+    TRAINED,
+    adapted,
+    add_adapter,
+    add_average,
+    add_frozen,
+    parameters_of,
+    set_adapters,
+)
+from lcm_arith.training.loop import Follower
+from lcm_arith.training.numbers import Numbers
+from lcm_arith.training.plan import Training
+from lcm_arith.vector import TaskVector
+
+OMEGA_WIDTH: Final = 256  # of the embedding of ω, as LCM's own models have it
+
+
+@dataclass(frozen=True, eq=False)
+class Roles:
+    """The networks of Algorithm 1.
+
+    Args:
+        trained: Module whose trainable parameters are θ.
+        student, target, teacher: As the loss calls them.
+        follower: Keeps θ⁻ ← μθ⁻ + (1 − μ)θ; None where the target is the student itself.
+        told_omega: Whether student and target are told ω.
+    """
+
+    trained: nn.Module
+    student: Model
+    target: Model
+    teacher: Model
+    follower: Follower | None = None
+    told_omega: bool = False
+
+
+def with_adapters(unet: Any, names: Sequence[str], numbers: Numbers) -> Model:
+    """The network with these adapters on; with none it is the frozen base."""
+    return in_numbers(adapted(unet, names), numbers, unet.device)
+
+
+def in_numbers(call: Callable[..., Any], numbers: Numbers, device: torch.device) -> Model:
+    """A network that computes in ``numbers`` and answers in float32 or wider."""
+    run = network(call)
+
+    def model(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        if numbers.weights != torch.float32:
+            z, condition = z.to(numbers.weights), _narrowed(condition, numbers.weights)
+        with numbers.autocast(device):
+            out = run(z, t, condition)
+        return out if out.dtype == torch.float64 else out.float()
+
+    return model
+
+
+def _narrowed(condition: Condition, dtype: torch.dtype) -> Condition:
+    """Embeddings in the weights' format; sizes and ω stay exact."""
+    exact = ("time_ids", "omega")
+    return {k: values if k in exact else values.to(dtype) for k, values in condition.items()}
+
+
+def on_one_base(
+    unet: Any,
+    plan: Training,
+    numbers: Numbers,
+    *,
+    seed: int,
+    decay: float = 0.0,
+    start: TaskVector | None = None,
+    accel: TaskVector | None = None,
+) -> Roles:
+    """A LoRA student on the base that is its teacher.
+
+    Args:
+        unet: The base's, resident once.
+        plan: Rank, alpha and targets of the LoRA.
+        numbers: The base's format is set to them.
+        seed: Of the LoRA's start.
+        decay: μ of a target that averages the LoRA; 0 is the student itself, without gradients.
+        start: What the LoRA is in the beginning.
+        accel: Stays in place under student and target, never under the teacher.
+    """
+    unet.to(numbers.weights)
+    add_adapter(
+        unet, rank=plan.rank, alpha=plan.alpha, targets=plan.targets, seed=seed, start=start
+    )
+    below: tuple[str, ...] = ()
+    if accel is not None:
+        add_frozen(unet, accel, weight=1.0)
+        below = (ACCEL,)
+    follower, target = None, TRAINED
+    if decay:
+        add_average(unet, rank=plan.rank, alpha=plan.alpha, targets=plan.targets)
+        own, followed = (parameters_of(unet, name) for name in (TARGET, TRAINED))
+        follower, target = Follower(own, followed, lambda _: decay), TARGET
+    set_adapters(unet, (*below, TRAINED))
+    student, averaged, teacher = (
+        with_adapters(unet, names, numbers)
+        for names in ((*below, TRAINED), (*below, target), ())
+    )
+    return Roles(unet, student, averaged, teacher, follower)
+
+
+def three_networks(unet: Any, numbers: Numbers, *, decay: float) -> Roles:
+    """Full-weight distillation: the student is a copy that is told ω, and the target its average.
+
+    The embedding of ω begins at zero, so that student and teacher agree at first.
+
+    Args:
+        unet: The base's, which becomes the teacher in ``numbers``.
+        numbers: Of the teacher's weights and everybody's products; θ is float32.
+        decay: μ.
+    """
+    student = type(unet).from_config({**unet.config, "time_cond_proj_dim": OMEGA_WIDTH})
+    missing, alien = student.load_state_dict(unet.state_dict(), strict=False)
+    assert missing == ["time_embedding.cond_proj.weight"]
+    assert not alien
+    nn.init.zeros_(student.time_embedding.cond_proj.weight)
+    student.to(unet.device, torch.float32).requires_grad_(True)
+    target = copy.deepcopy(student).requires_grad_(False).eval()
+    unet.to(numbers.weights).requires_grad_(False).eval()
+    follower = Follower(
+        list(target.parameters()),
+        [p.detach() for p in student.parameters()],
+        lambda _: decay,
+        tuple(zip(target.buffers(), student.buffers(), strict=True)),
+    )
+    wide = Numbers(torch.float32, numbers.products, numbers.scaled)
+    models = (
+        in_numbers(each, own, unet.device)
+        for each, own in ((student, wide), (target, wide), (unet, numbers))
+    )
+    return Roles(student, *models, follower=follower, told_omega=True)

@@ -1,0 +1,303 @@
+"""The loop that every model and vector here is trained by.
+
+The batches of a step depend on the seed and the step alone (:func:`step_generator`), so that a
+training which was killed goes on from its checkpoint to the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lcm_arith.embedded.files import write_file
+from lcm_arith.errors import DivergedError, InterruptedTraining, UsageError
+from lcm_arith.training.checkpoint import Checkpoint
+from lcm_arith.training.numbers import FULL, Numbers
+from lcm_arith.training.plan import Plan
+from lcm_arith.training.processes import ALONE, Processes
+
+_MOST_UNSCALED = 25  # steps in a row: fp16's scale of the loss starts at 2^16 and halves each time
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step did.
+
+    Args:
+        number: Steps done, from 1.
+        loss: Mean over its batches and processes.
+        grad_norm: Before clipping.
+        learning_rate: AdamW's.
+        skipped: Whether it was not finite and changed nothing.
+    """
+
+    number: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    skipped: bool
+
+
+OnStep = Callable[[Step], None]
+"""Called after each step that is made here."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training did.
+
+    Args:
+        steps: All of them, in order, those before it was interrupted too.
+    """
+
+    steps: list[Step]
+
+    @property
+    def losses(self) -> list[float]:
+        """Of every step, in order."""
+        return [step.loss for step in self.steps]
+
+    @property
+    def skipped(self) -> int:
+        """Number of non-finite steps that changed nothing."""
+        return sum(step.skipped for step in self.steps)
+
+    def write_csv(self, path: Path) -> None:
+        """Columns ``step, loss``, one line a step."""
+        lines = [f"{step.number},{step.loss:.6g}\n" for step in self.steps]
+        write_file(path, "step,loss\n" + "".join(lines))
+
+
+@dataclass(frozen=True, eq=False)
+class Follower:
+    """Tensors that are the running average of others: own ← decay · own + (1 − decay) · followed.
+
+    Args:
+        own: Changed in place after each step.
+        followed: What is trained.
+        decay: Steps done → decay.
+        copied: Buffers that take the followed ones' values as they are: (own, followed).
+    """
+
+    own: Sequence[Tensor]
+    followed: Sequence[Tensor]
+    decay: Callable[[int], float]
+    copied: Sequence[tuple[Tensor, Tensor]] = ()
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """After ``step`` steps."""
+        torch._foreach_lerp_(list(self.own), list(self.followed), 1 - self.decay(step))
+        for own, followed in self.copied:
+            own.copy_(followed)
+
+    def state(self) -> list[Tensor]:
+        """All that it changes."""
+        return [*self.own, *(own for own, _ in self.copied)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How and where a training runs; what does not belong to its plan.
+
+    Args:
+        processes: That share each step's batches.
+        numbers: Number formats.
+        checkpoint: Kept while training; an earlier one is gone on with, a finished one returned.
+        followers: Running averages beside the plan's own.
+        stop: Asked after each step; whether to save and end now.
+    """
+
+    processes: Processes = ALONE
+    numbers: Numbers = FULL
+    checkpoint: Checkpoint | None = None
+    followers: Sequence[Follower] = ()
+    stop: Callable[[], bool] = field(default=lambda: False)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step (or batch), independent of all others."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+class _State:
+    """Parameters, their running averages and the optimizer, between two steps."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], plan: Plan, run: Run) -> None:
+        self.plan, self.run = plan, run
+        self.parameters: list[Any] = [p for p in parameters if p.requires_grad]
+        plain: list[Tensor] = [p.detach() for p in self.parameters]
+        self.kept = _warming(plain, plan.ema) if plan.ema else None
+        self.followers = [*run.followers, *([self.kept] if self.kept else [])]
+        self.optimizer = _optimizer(self.parameters, plan)
+        self.scaler = run.numbers.scaler(run.processes.device)
+        self.steps: list[Step] = []
+        self.in_a_row = 0
+
+    def update(self, loss_of: Callable[[int], Tensor]) -> Step:
+        """One step down the mean gradient of its batches, unless that is not finite."""
+        plan, processes, step = self.plan, self.run.processes, len(self.steps)
+        rate = plan.rate_at(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=processes.device)
+        for part in range(plan.accumulate):
+            number = (step * plan.accumulate + part) * processes.count + processes.process_rank
+            loss = loss_of(number) / plan.accumulate
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        (total,) = processes.mean([total])
+        self._share_gradients()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, plan.max_grad_norm)
+        loss_value, norm_value = torch.stack([total.float(), norm.float()]).tolist()
+        finite = bool(torch.tensor([loss_value, norm_value]).isfinite().all())
+        if finite:
+            self.optimizer.step()
+        self.scaler.update(None if finite else self.scaler.get_scale() / 2)
+        self.optimizer.zero_grad(set_to_none=True)
+        done = Step(step + 1, loss_value, norm_value, rate, not finite)
+        self._count(done)
+        for follower in self.followers:
+            follower.follow(step)
+        self.steps.append(done)
+        return done
+
+    def _share_gradients(self) -> None:
+        if self.run.processes.count == 1:
+            return
+        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        for parameter, mean in zip(self.parameters, self.run.processes.mean(own), strict=True):
+            parameter.grad = mean
+
+    def _count(self, step: Step) -> None:
+        self.in_a_row = self.in_a_row + 1 if step.skipped else 0
+        most = self.plan.max_nonfinite + (_MOST_UNSCALED if self.run.numbers.scaled else 0)
+        if self.in_a_row >= most:
+            raise DivergedError(
+                f"step {step.number}: loss {step.loss} and gradient norm {step.grad_norm} for "
+                f"{self.in_a_row} steps in a row",
+                hint="the data or the base model holds non-finite numbers, or steps are huge",
+            )
+
+    def _key(self) -> dict[str, Any]:
+        assert self.run.checkpoint
+        return {
+            **asdict(self.plan),
+            "processes": self.run.processes.count,
+            "weights": str(self.run.numbers.weights),
+            "products": str(self.run.numbers.products),
+            **self.run.checkpoint.about,
+        }
+
+    def save(self, to: Checkpoint) -> None:
+        """Only the main process writes; the others wait."""
+        if self.run.processes.main:
+            to.write(
+                {
+                    "key": self._key(),
+                    "parameters": [p.detach() for p in self.parameters],
+                    "followers": [follower.state() for follower in self.followers],
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "steps": [asdict(step) for step in self.steps],
+                }
+            )
+        self.run.processes.wait()
+
+    @torch.no_grad()
+    def restore(self, source: Checkpoint) -> None:
+        """Goes on where ``source`` stopped.
+
+        Raises:
+            InvalidContentError, IncompatibleError: As :meth:`Checkpoint.read`.
+        """
+        stored = source.read(self._key())
+        for own, value in zip(self.parameters, stored["parameters"], strict=True):
+            own.copy_(value)
+        for follower, values in zip(self.followers, stored["followers"], strict=True):
+            for own, value in zip(follower.state(), values, strict=True):
+                own.copy_(value)
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self.scaler.load_state_dict(stored["scaler"])
+        self.steps = [Step(**step) for step in stored["steps"]]
+
+
+def _warming(parameters: Sequence[Tensor], decay: float) -> Follower:
+    """The average that is kept in the end: as long as it is short it forgets the start."""
+    own = [p.clone() for p in parameters]
+    return Follower(own, parameters, lambda step: min(decay, (1 + step) / (10 + step)))
+
+
+def _optimizer(parameters: list[Any], plan: Plan) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+    if plan.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UsageError(
+            "optimizer adamw8bit: bitsandbytes is not installed",
+            hint='pip install "lcm-arith[8bit]", or use adamw',
+        ) from error
+    made: torch.optim.Optimizer = AdamW8bit(parameters, **options)
+    return made
+
+
+def fit(
+    model: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    plan: Plan,
+    on_step: OnStep,
+    *,
+    run: Run | None = None,
+) -> Outcome:
+    """Minimises ``loss_of(batch)`` over the trainable parameters of ``model``.
+
+    AdamW, gradient norm clipped. A step whose loss or gradient is not finite is skipped. With
+    ``plan.ema`` the model ends with the running average of its parameters.
+
+    Args:
+        model: What is trained: all of its parameters that require gradients.
+        loss_of: Number of the batch → scalar loss; what it draws depends on the number alone. A
+            step takes ``accumulate`` × processes of them.
+        plan: Steps, learning rate, average, and the norm to clip at.
+        on_step: Told about every step that is made here.
+        run: Processes, number formats, checkpoint, averages; None is plain and keeps nothing.
+
+    Raises:
+        DivergedError: After ``plan.max_nonfinite`` non-finite steps in a row.
+        IncompatibleError: If the checkpoint is another training's.
+        InterruptedTraining: If ``run.stop`` said so; the checkpoint is written.
+    """
+    run = run or Run()
+    state = _State(model.parameters(), plan, run)
+    checkpoint = run.checkpoint
+    if checkpoint and checkpoint.path.exists():
+        state.restore(checkpoint)
+    saved = time.monotonic()
+    model.train()
+    while len(state.steps) < plan.steps:
+        done = state.update(loss_of)
+        on_step(done)
+        stopping, ended = run.stop(), done.number == plan.steps
+        if checkpoint and (ended or stopping or checkpoint.due(done.number, saved)):
+            state.save(checkpoint)
+            saved = time.monotonic()
+        if stopping and not ended:
+            raise InterruptedTraining(
+                f"stopped after step {done.number} of {plan.steps}",
+                hint="the same command goes on from there" if checkpoint else "",
+            )
+    model.eval()
+    if state.kept:
+        with torch.no_grad():
+            for own, average in zip(state.parameters, state.kept.own, strict=True):
+                own.copy_(average)
+    return Outcome(state.steps)

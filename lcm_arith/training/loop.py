@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lcm_arith.embedded.files import write_file
 from lcm_arith.errors import DivergedError, InterruptedTraining, UsageError
+from lcm_arith.lcd.ema import Average
 from lcm_arith.training.checkpoint import Checkpoint
 from lcm_arith.training.numbers import FULL, Numbers
 from lcm_arith.training.plan import Plan
@@ -74,34 +75,6 @@ class Outcome:
         write_file(path, "step,loss\n" + "".join(lines))
 
 
-@dataclass(frozen=True, eq=False)
-class Follower:
-    """Tensors that are the running average of others: own ← decay · own + (1 − decay) · followed.
-
-    Args:
-        own: Changed in place after each step.
-        followed: What is trained.
-        decay: Steps done → decay.
-        copied: Buffers that take the followed ones' values as they are: (own, followed).
-    """
-
-    own: Sequence[Tensor]
-    followed: Sequence[Tensor]
-    decay: Callable[[int], float]
-    copied: Sequence[tuple[Tensor, Tensor]] = ()
-
-    @torch.no_grad()
-    def follow(self, step: int) -> None:
-        """After ``step`` steps."""
-        torch._foreach_lerp_(list(self.own), list(self.followed), 1 - self.decay(step))
-        for own, followed in self.copied:
-            own.copy_(followed)
-
-    def state(self) -> list[Tensor]:
-        """All that it changes."""
-        return [*self.own, *(own for own, _ in self.copied)]
-
-
 @dataclass(frozen=True)
 class Run:
     """How and where a training runs; what does not belong to its plan.
@@ -110,14 +83,14 @@ class Run:
         processes: That share each step's batches.
         numbers: Number formats.
         checkpoint: Kept while training; an earlier one is gone on with, a finished one returned.
-        followers: Running averages beside the plan's own.
+        averages: Running ones beside the plan's own, such as θ⁻.
         stop: Asked after each step; whether to save and end now.
     """
 
     processes: Processes = ALONE
     numbers: Numbers = FULL
     checkpoint: Checkpoint | None = None
-    followers: Sequence[Follower] = ()
+    averages: Sequence[Average] = ()
     stop: Callable[[], bool] = field(default=lambda: False)
 
 
@@ -132,9 +105,8 @@ class _State:
     def __init__(self, parameters: Iterable[nn.Parameter], plan: Plan, run: Run) -> None:
         self.plan, self.run = plan, run
         self.parameters: list[Any] = [p for p in parameters if p.requires_grad]
-        plain: list[Tensor] = [p.detach() for p in self.parameters]
-        self.kept = _warming(plain, plan.ema) if plan.ema else None
-        self.followers = [*run.followers, *([self.kept] if self.kept else [])]
+        self.kept = _kept(self.parameters, plan.ema) if plan.ema else None
+        self.averages = [*run.averages, *([self.kept] if self.kept else [])]
         self.optimizer = _optimizer(self.parameters, plan)
         self.scaler = run.numbers.scaler(run.processes.device)
         self.steps: list[Step] = []
@@ -164,8 +136,10 @@ class _State:
         self.optimizer.zero_grad(set_to_none=True)
         done = Step(step + 1, loss_value, norm_value, rate, not finite)
         self._count(done)
-        for follower in self.followers:
-            follower.follow(step)
+        for average in self.run.averages:
+            average.update()
+        if self.kept:  # as long as it is short it forgets the start
+            self.kept.update(min(plan.ema, (1 + step) / (10 + step)))
         self.steps.append(done)
         return done
 
@@ -203,7 +177,7 @@ class _State:
                 {
                     "key": self._key(),
                     "parameters": [p.detach() for p in self.parameters],
-                    "followers": [follower.state() for follower in self.followers],
+                    "averages": [average.state() for average in self.averages],
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
                     "steps": [asdict(step) for step in self.steps],
@@ -221,18 +195,17 @@ class _State:
         stored = source.read(self._key())
         for own, value in zip(self.parameters, stored["parameters"], strict=True):
             own.copy_(value)
-        for follower, values in zip(self.followers, stored["followers"], strict=True):
-            for own, value in zip(follower.state(), values, strict=True):
+        for average, values in zip(self.averages, stored["averages"], strict=True):
+            for own, value in zip(average.state(), values, strict=True):
                 own.copy_(value)
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scaler.load_state_dict(stored["scaler"])
         self.steps = [Step(**step) for step in stored["steps"]]
 
 
-def _warming(parameters: Sequence[Tensor], decay: float) -> Follower:
-    """The average that is kept in the end: as long as it is short it forgets the start."""
-    own = [p.clone() for p in parameters]
-    return Follower(own, parameters, lambda step: min(decay, (1 + step) / (10 + step)))
+def _kept(parameters: Sequence[Tensor], decay: float) -> Average:
+    plain = [p.detach() for p in parameters]
+    return Average([p.clone() for p in plain], plain, decay)
 
 
 def _optimizer(parameters: list[Any], plan: Plan) -> torch.optim.Optimizer:
@@ -298,6 +271,6 @@ def fit(
     model.eval()
     if state.kept:
         with torch.no_grad():
-            for own, average in zip(state.parameters, state.kept.own, strict=True):
+            for own, average in zip(state.parameters, state.kept.target, strict=True):
                 own.copy_(average)
     return Outcome(state.steps)

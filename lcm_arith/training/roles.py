@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lcm_arith.condition import Condition, Model
+from lcm_arith.lcd.ema import Average
 from lcm_arith.network import network
 from lcm_arith.training.adapter import (
     ACCEL,
@@ -23,7 +24,6 @@ from lcm_arith.training.adapter import (
     parameters_of,
     set_adapters,
 )
-from lcm_arith.training.loop import Follower
 from lcm_arith.training.numbers import Numbers
 from lcm_arith.training.plan import Training
 from lcm_arith.vector import TaskVector
@@ -38,7 +38,7 @@ class Roles:
     Args:
         trained: Module whose trainable parameters are θ.
         student, target, teacher: As the loss calls them.
-        follower: Keeps θ⁻ ← μθ⁻ + (1 − μ)θ; None where the target is the student itself.
+        average: Keeps θ⁻ ← μθ⁻ + (1 − μ)θ; None where the target is the student itself.
         told_omega: Whether student and target are told ω.
     """
 
@@ -46,7 +46,7 @@ class Roles:
     student: Model
     target: Model
     teacher: Model
-    follower: Follower | None = None
+    average: Average | None = None
     told_omega: bool = False
 
 
@@ -104,17 +104,17 @@ def on_one_base(
     if accel is not None:
         add_frozen(unet, accel, weight=1.0)
         below = (ACCEL,)
-    follower, target = None, TRAINED
+    average, target = None, TRAINED
     if decay:
         add_average(unet, rank=plan.rank, alpha=plan.alpha, targets=plan.targets)
-        own, followed = (parameters_of(unet, name) for name in (TARGET, TRAINED))
-        follower, target = Follower(own, followed, lambda _: decay), TARGET
+        own, its = (parameters_of(unet, name) for name in (TARGET, TRAINED))
+        average, target = Average(own, its, decay), TARGET
     set_adapters(unet, (*below, TRAINED))
     student, averaged, teacher = (
         with_adapters(unet, names, numbers)
         for names in ((*below, TRAINED), (*below, target), ())
     )
-    return Roles(unet, student, averaged, teacher, follower)
+    return Roles(unet, student, averaged, teacher, average)
 
 
 def three_networks(unet: Any, numbers: Numbers, *, decay: float) -> Roles:
@@ -135,15 +135,10 @@ def three_networks(unet: Any, numbers: Numbers, *, decay: float) -> Roles:
     student.to(unet.device, torch.float32).requires_grad_(True)
     target = copy.deepcopy(student).requires_grad_(False).eval()
     unet.to(numbers.weights).requires_grad_(False).eval()
-    follower = Follower(
-        list(target.parameters()),
-        [p.detach() for p in student.parameters()],
-        lambda _: decay,
-        tuple(zip(target.buffers(), student.buffers(), strict=True)),
-    )
+    average = Average.of_modules(target, student, decay)
     wide = Numbers(torch.float32, numbers.products, numbers.scaled)
     models = (
         in_numbers(each, own, unet.device)
         for each, own in ((student, wide), (target, wide), (unet, numbers))
     )
-    return Roles(student, *models, follower=follower, told_omega=True)
+    return Roles(student, *models, average=average, told_omega=True)

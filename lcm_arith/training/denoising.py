@@ -1,118 +1,220 @@
-"""Style vectors: a LoRA on captioned pictures, the standard noise-prediction loss."""
+"""Style vectors: the standard denoising loss on captioned pictures."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lcm_arith.dataset import TrainingSet
-from lcm_arith.families import Training
+from lcm_arith.condition import Condition, Model, chosen, moved, rows
+from lcm_arith.data.drawing import Drawn, TrainingSet
+from lcm_arith.errors import UsageError
 from lcm_arith.lcd.schedule import Schedule
-from lcm_arith.sampling import fast_math
-from lcm_arith.training import (
-    Checkpoint,
-    OnStep,
-    Outcome,
-    adapted,
-    adapter_off,
-    adapter_vector,
-    add_adapter,
-    fit,
-    step_generator,
-)
-from lcm_arith.vector import TaskVector
+from lcm_arith.training.distillation import BUCKETS, PROBED, Lesson
+from lcm_arith.training.log import BucketError
+from lcm_arith.training.loop import step_generator
+from lcm_arith.training.plan import Training
 
 SNR_GAMMA: Final = 5.0
 CAPTION_DROPOUT: Final = 0.1
 
+Draw = Callable[[Tensor, int, torch.Generator], Tensor]
+"""(log SNR of each timestep ``[T]``, count, random numbers) → timesteps ``[count]``."""
+
+
+def _uniform(log_snr: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(len(log_snr), (count,), generator=generator)
+
+
+def _logit_normal(log_snr: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    share = torch.randn(count, generator=generator).sigmoid()
+    return (share * len(log_snr)).long()
+
+
+def _style_friendly(log_snr: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    wanted = -6.0 + 2.0 * torch.randn(count, generator=generator, dtype=torch.float64)
+    rising = -log_snr.double()  # ascending with t
+    return torch.searchsorted(rising, -wanted).clamp(max=len(rising) - 1)
+
+
+DRAWS: Final[dict[str, Draw]] = {
+    "uniform": _uniform,
+    "logit-normal": _logit_normal,  # arXiv:2403.03206, mean 0 and deviation 1
+    "style-friendly": _style_friendly,  # arXiv:2411.14793: log SNR of mean -6 and deviation 2
+}
+"""How timesteps are drawn; style-friendly ones lie where noise is high and style is decided."""
+
+_VALUES: Final[dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]]] = {
+    "epsilon": (lambda z0, noise, a, s: noise, lambda snr: snr),
+    "v_prediction": (lambda z0, noise, a, s: a * noise - s * z0, lambda snr: snr + 1),
+    "sample": (lambda z0, noise, a, s: z0, torch.ones_like),
+}
+"""Prediction → its true value of (z_0, ε, α, σ), and SNR → its error over that of x₀, squared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """How a style is learnt.
+
+    Args:
+        timesteps: A name of :data:`DRAWS`.
+        caption_dropout: Share of pictures that are shown without their caption.
+        keep_empty: Without a caption the goal is the answer of what was there before, not the
+            picture. Guidance steps away from that answer: a style in it would be taken out of the
+            picture again, above all for captions that the style never saw.
+        gamma: Most SNR that a noise level is weighted by, eq. 9 of arXiv:2303.09556.
+        floor: Least SNR; see :func:`snr_weight`.
+
+    Raises:
+        UsageError: If a value is impossible.
+    """
+
+    timesteps: str = "uniform"
+    caption_dropout: float = CAPTION_DROPOUT
+    keep_empty: bool = True
+    gamma: float = SNR_GAMMA
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.timesteps not in DRAWS:
+            raise UsageError(f"timesteps {self.timesteps!r}: one of {', '.join(DRAWS)}")
+        if not 0 <= self.caption_dropout <= 1:
+            raise UsageError(f"caption dropout {self.caption_dropout:g}: a share of 0 to 1")
+        if not 0 <= self.floor <= self.gamma < math.inf or not self.gamma:
+            raise UsageError(f"SNR from {self.floor:g} to {self.gamma:g}: numbers of 0 or more")
+
 
 def snr_weight(
-    schedule: Schedule, t: Tensor, *, floor: float = 0.0, gamma: float = SNR_GAMMA
+    schedule: Schedule,
+    t: Tensor,
+    prediction: str = "epsilon",
+    *,
+    floor: float = 0.0,
+    gamma: float = SNR_GAMMA,
 ) -> Tensor:
-    """clamp(SNR, floor, γ) / SNR of noise prediction at ``t`` ``[B]``.
+    """Weight of the squared error of a prediction at ``t`` ``[B]``: clamp(SNR, floor, γ) of x₀'s.
 
     Without a floor it is eq. 9 of arXiv:2303.09556. In terms of x₀ that weight is min(SNR, γ), next
     to nothing at the highest noise, where which picture it becomes is decided (SNR 0.005 to 0.05);
     a floor gives it more (arXiv:2411.14793).
     """
     snr = (schedule.alpha_t[t] / schedule.sigma_t[t]).square()
-    return snr.clamp(floor, gamma) / snr
+    return snr.clamp(floor, gamma) / _VALUES[prediction][1](snr)
 
 
-def noise_loss(
-    unet: Any,
+def denoising_loss(
+    model: Model,
     schedule: Schedule,
     z0: Tensor,
     noise: Tensor,
     t: Tensor,
-    c: Tensor,
+    c: Condition,
     *,
+    prediction: str = "epsilon",
     goal: Tensor | None = None,
-    floor: float = 0.0,
+    how: Denoising | None = None,
 ) -> Tensor:
-    """Weighted mean of ‖ε_θ(z_t, t, c) − goal‖² over pictures and elements; the goal is ε."""
-    z = schedule.add_noise(z0, noise, t)
-    with fast_math(z.device):
-        epsilon = unet(z, t, encoder_hidden_states=c).sample
-    goal = noise if goal is None else goal
-    error = (epsilon.float() - goal).square().flatten(1).mean(1)  # [B]
-    loss: Tensor = (snr_weight(schedule, t.cpu(), floor=floor).to(error) * error).mean()
+    """Weighted mean of ‖model(z_t, t, c) − goal‖² over pictures and elements.
+
+    Args:
+        model: What is trained.
+        schedule: α(t), σ(t).
+        z0: Clean latents ``[B, …]``.
+        noise: ε, shaped as ``z0``.
+        t: Timesteps ``[B]``, on the CPU.
+        c: Condition of B rows.
+        prediction: epsilon, v_prediction or sample.
+        goal: What the answer should be; None is the prediction's true value.
+        how: Weights; None is the defaults.
+    """
+    how = how or Denoising()
+    at = schedule.at(t, z0)
+    z = at.alpha_t * z0 + at.sigma_t * noise
+    if goal is None:
+        goal = _VALUES[prediction][0](z0, noise, at.alpha_t, at.sigma_t)
+    error = (model(z, at.t, c) - goal).square().flatten(1).mean(1)  # [B]
+    weight = snr_weight(schedule, t, prediction, floor=how.floor, gamma=how.gamma)
+    loss: Tensor = (weight.to(error) * error).mean()
     return loss
 
 
-def finetune(
-    pipeline: Any,
+def denoising(
+    trained: nn.Module,
+    student: Model,
+    before: Model,
     data: TrainingSet,
     plan: Training,
+    how: Denoising,
     *,
+    schedule: Schedule,
+    prediction: str,
     seed: int,
-    on_step: OnStep,
-    checkpoint: Checkpoint | None = None,
-    start: TaskVector | None = None,
-    caption_dropout: float = CAPTION_DROPOUT,
-    keep_empty: bool = True,
-    floor: float = 0.0,
-) -> tuple[TaskVector, Outcome]:
-    """A style vector trained on ``data``; ``pipeline``'s UNet carries the adapter afterwards.
+    device: torch.device,
+    read: Callable[[Sequence[str], Condition], Condition] | None = None,
+) -> Lesson:
+    """The standard denoising loss of this data.
 
     Args:
-        pipeline: The base model.
+        trained: Module whose parameters that require gradients are trained.
+        student: The network with what is trained.
+        before: The network without it, whose answer to ∅ is kept.
         data: Latents and prompt embeddings.
-        plan: Rank, target modules, steps, batch, learning rate.
-        seed: Of the adapter's start, the batches, noise and dropout.
-        on_step: Told about every step.
-        checkpoint: Kept while training and gone on with.
-        start: Vector to begin with, see :func:`lcm_arith.training.add_adapter`; None is ΔW = 0.
-        caption_dropout: Share of pictures that are shown without their caption.
-        keep_empty: Without a caption the goal is the base's own answer, not the picture. Guidance
-            steps away from that answer: a style in it would be taken out of the picture again,
-            above all for captions that the style never saw.
-        floor: Least SNR that a noise level is weighted by, see :func:`snr_weight`.
+        plan: The batch's size.
+        how: Timesteps, weights, captions.
+        schedule: α(t), σ(t) of the base.
+        prediction: What the networks predict.
+        seed: Of batches, noise, timesteps and dropout.
+        device: Of the networks.
+        read: (captions, their cached condition) → the condition by a text encoder that is trained
+            as well; None takes the cached one.
 
     Raises:
-        DivergedError, IncompatibleError: As :func:`lcm_arith.training.fit`.
+        UsageError: If the schedule is impossible with this prediction.
     """
-    unet, schedule = pipeline.unet, Schedule.of_pipeline(pipeline)
-    add_adapter(unet, rank=plan.rank, targets=plan.targets, seed=seed, start=start)
+    schedule.check(prediction)
+    log_snr = 2 * (schedule.alpha_t / schedule.sigma_t).log()
 
-    def loss_of(step: int) -> Tensor:
-        generator = step_generator(seed, step)
-        z0, c = data.draw(plan.batch, generator)
-        dropped = torch.rand(plan.batch, generator=generator) < caption_dropout
-        c = torch.where(dropped[:, None, None], data.uncond, c)
-        t = torch.randint(len(schedule.alpha_t), (plan.batch,), generator=generator)
-        noise = torch.randn(z0.shape, generator=generator)
-        z0, noise, t, c, dropped = (x.to(unet.device) for x in (z0, noise, t, c, dropped))
-        goal = noise.clone()
-        if keep_empty and dropped.any():
-            z = schedule.add_noise(z0, noise, t)
-            with torch.no_grad(), adapter_off(unet), fast_math(z.device):
-                kept = unet(z[dropped], t[dropped], encoder_hidden_states=c[dropped]).sample
-            goal[dropped] = kept.float()
-        return noise_loss(adapted(unet), schedule, z0, noise, t, c, goal=goal, floor=floor)
+    def loss_of(drawn: Drawn, t: Tensor, noise: Tensor, dropped: Tensor) -> Tensor:
+        cond = drawn.cond if read is None else read(drawn.captions, drawn.cond)
+        uncond = moved(data.uncond(drawn.cond), device)
+        c = chosen(dropped.to(device), uncond, moved(cond, device))
+        z0, noise = drawn.z0.to(device), noise.to(device)
+        goal = None
+        if how.keep_empty and bool(dropped.any()):
+            goal = _true(schedule, prediction, z0, noise, t)
+            z, own = schedule.add_noise(z0, noise, t), dropped.to(device)
+            with torch.no_grad():
+                goal[own] = before(z[own], t.to(device)[own], rows(uncond, own))
+        return denoising_loss(
+            student, schedule, z0, noise, t, c, prediction=prediction, goal=goal, how=how
+        )
 
-    outcome = fit(unet, loss_of, plan, on_step, checkpoint=checkpoint)
-    origin = {"operation": "finetune", "skipped_steps": outcome.skipped}
-    return adapter_vector(unet, origin), outcome
+    def loss(number: int) -> Tensor:
+        drawn, generator = data.batch(number, plan.batch, seed), step_generator(seed, number)
+        size = len(drawn.z0)
+        dropped = torch.rand(size, generator=generator) < how.caption_dropout
+        t = DRAWS[how.timesteps](log_snr, size, generator)
+        return loss_of(drawn, t, torch.randn(drawn.z0.shape, generator=generator), dropped)
+
+    @torch.no_grad()
+    def errors() -> list[BucketError]:
+        found = []
+        for times in torch.arange(len(log_snr)).tensor_split(BUCKETS):
+            drawn = data.batch(0, PROBED, seed)
+            size, generator = len(drawn.z0), step_generator(seed, -1 - int(times[0]))
+            noise = torch.randn(drawn.z0.shape, generator=generator)
+            t = times[torch.linspace(0, len(times) - 1, size).round().long()]
+            error = float(loss_of(drawn, t, noise, torch.zeros(size, dtype=torch.bool)))
+            found.append(BucketError(int(times[0]), int(times[-1]), error))
+        return found
+
+    return Lesson(trained, loss, errors)
+
+
+def _true(schedule: Schedule, prediction: str, z0: Tensor, noise: Tensor, t: Tensor) -> Any:
+    at = schedule.at(t, z0)
+    return _VALUES[prediction][0](z0, noise, at.alpha_t, at.sigma_t).clone()

@@ -7,7 +7,8 @@ training which was killed goes on from its checkpoint to the same weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,18 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Look:
+    """Something done after every so many steps and after the last, with the average in place."""
+
+    every: int
+    do: Callable[[int], None]
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether it is done after ``step`` of ``steps``."""
+        return step % self.every == 0 or step == steps
+
+
+@dataclass(frozen=True)
 class Run:
     """How and where a training runs; what does not belong to its plan.
 
@@ -84,6 +97,7 @@ class Run:
         numbers: Number formats.
         checkpoint: Kept while training; an earlier one is gone on with, a finished one returned.
         averages: Running ones beside the plan's own, such as θ⁻.
+        looks: What else is done after steps.
         stop: Asked after each step; whether to save and end now.
     """
 
@@ -91,6 +105,7 @@ class Run:
     numbers: Numbers = FULL
     checkpoint: Checkpoint | None = None
     averages: Sequence[Average] = ()
+    looks: Sequence[Look] = ()
     stop: Callable[[], bool] = field(default=lambda: False)
 
 
@@ -119,9 +134,9 @@ class _State:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=processes.device)
-        for part in range(plan.accumulate):
-            number = (step * plan.accumulate + part) * processes.count + processes.process_rank
-            loss = loss_of(number) / plan.accumulate
+        for part in range(plan.accumulation):
+            number = (step * plan.accumulation + part) * processes.count + processes.process_rank
+            loss = loss_of(number) / plan.accumulation
             self.scaler.scale(loss).backward()
             total += loss.detach()
         (total,) = processes.mean([total])
@@ -185,7 +200,6 @@ class _State:
             )
         self.run.processes.wait()
 
-    @torch.no_grad()
     def restore(self, source: Checkpoint) -> None:
         """Goes on where ``source`` stopped.
 
@@ -193,14 +207,32 @@ class _State:
             InvalidContentError, IncompatibleError: As :meth:`Checkpoint.read`.
         """
         stored = source.read(self._key())
-        for own, value in zip(self.parameters, stored["parameters"], strict=True):
-            own.copy_(value)
+        _copy(self.parameters, stored["parameters"])
         for average, values in zip(self.averages, stored["averages"], strict=True):
-            for own, value in zip(average.state(), values, strict=True):
-                own.copy_(value)
+            _copy(average.state(), values)
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scaler.load_state_dict(stored["scaler"])
         self.steps = [Step(**step) for step in stored["steps"]]
+
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the parameters are the average that is kept in the end."""
+        if not self.kept:
+            yield
+            return
+        plain = [p.detach().clone() for p in self.parameters]
+        _copy(self.parameters, self.kept.target)
+        try:
+            yield
+        finally:
+            _copy(self.parameters, plain)
+
+
+@torch.no_grad()
+def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for own, value in zip(to, values, strict=True):
+        own.copy_(value)
 
 
 def _kept(parameters: Sequence[Tensor], decay: float) -> Average:
@@ -239,7 +271,7 @@ def fit(
     Args:
         model: What is trained: all of its parameters that require gradients.
         loss_of: Number of the batch → scalar loss; what it draws depends on the number alone. A
-            step takes ``accumulate`` × processes of them.
+            step takes ``accumulation`` × processes of them.
         plan: Steps, learning rate, average, and the norm to clip at.
         on_step: Told about every step that is made here.
         run: Processes, number formats, checkpoint, averages; None is plain and keeps nothing.
@@ -259,6 +291,10 @@ def fit(
     while len(state.steps) < plan.steps:
         done = state.update(loss_of)
         on_step(done)
+        for look in run.looks:
+            if look.due(done.number, plan.steps):
+                with state.averaged():
+                    look.do(done.number)
         stopping, ended = run.stop(), done.number == plan.steps
         if checkpoint and (ended or stopping or checkpoint.due(done.number, saved)):
             state.save(checkpoint)
@@ -270,7 +306,5 @@ def fit(
             )
     model.eval()
     if state.kept:
-        with torch.no_grad():
-            for own, average in zip(state.parameters, state.kept.target, strict=True):
-                own.copy_(average)
+        _copy(state.parameters, state.kept.target)
     return Outcome(state.steps)

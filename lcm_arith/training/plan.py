@@ -33,7 +33,7 @@ class Plan:
     Args:
         steps: Optimizer steps.
         batch: Pictures of one forward pass.
-        accumulate: Batches a step; their gradients are averaged.
+        accumulation: Batches a step; their gradients are averaged.
         learning_rate: Peak of AdamW's.
         rate: Name of its course after the warm-up, see :data:`RATES`.
         warmup: Share of the steps over which it rises.
@@ -51,7 +51,7 @@ class Plan:
     steps: int
     batch: int
     learning_rate: float
-    accumulate: int = 1
+    accumulation: int = 1
     rate: str = "hold"
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -61,7 +61,7 @@ class Plan:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "max_nonfinite"):
+        for name in ("steps", "batch", "accumulation", "max_nonfinite"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: at least 1")
         for name in ("learning_rate", "max_grad_norm"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,20 +51,24 @@ class Roles:
 
 
 def with_adapters(unet: Any, names: Sequence[str], numbers: Numbers) -> Model:
-    """The network with these adapters on; with none it is the frozen base."""
-    return in_numbers(adapted(unet, names), numbers, unet.device)
+    """The network with these adapters on; with none it is the frozen base. It is not told ω."""
+    model = in_numbers(adapted(unet, names), numbers, unet.device)
+
+    def untold(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return model(z, t, {k: values for k, values in condition.items() if k != "omega"})
+
+    return untold
 
 
-def in_numbers(call: Callable[..., Any], numbers: Numbers, device: torch.device) -> Model:
-    """A network that computes in ``numbers`` and answers in float32 or wider."""
-    run = network(call)
+def in_numbers(unet: Any, numbers: Numbers, device: torch.device) -> Model:
+    """A UNet, or what is called like one, that computes in ``numbers``."""
+    run = network(unet)
 
     def model(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        if numbers.weights != torch.float32:
+        if numbers.products is not None:
             z, condition = z.to(numbers.weights), _narrowed(condition, numbers.weights)
         with numbers.autocast(device):
-            out = run(z, t, condition)
-        return out if out.dtype == torch.float64 else out.float()
+            return run(z, t, condition)
 
     return model
 
@@ -137,8 +141,6 @@ def three_networks(unet: Any, numbers: Numbers, *, decay: float) -> Roles:
     unet.to(numbers.weights).requires_grad_(False).eval()
     average = Average.of_modules(target, student, decay)
     wide = Numbers(torch.float32, numbers.products, numbers.scaled)
-    models = (
-        in_numbers(each, own, unet.device)
-        for each, own in ((student, wide), (target, wide), (unet, numbers))
-    )
+    pairs = ((student, wide), (target, wide), (unet, numbers))
+    models = (in_numbers(each, own, unet.device) for each, own in pairs)
     return Roles(student, *models, average=average, told_omega=True)

@@ -9,19 +9,20 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from lcm_arith.condition import Condition, moved
-from lcm_arith.data import Drawn, TrainingSet
+from lcm_arith.condition import moved
+from lcm_arith.data.drawing import Drawn, TrainingSet
 from lcm_arith.errors import UsageError
+from lcm_arith.lcd.ema import Average
 from lcm_arith.lcd.guidance import check_omega
 from lcm_arith.lcd.lcf import finetuning_loss
 from lcm_arith.lcd.loss import LOSSES
-from lcm_arith.lcd.roles import Roles
 from lcm_arith.lcd.schedule import Grid, Schedule
 from lcm_arith.lcd.solver import SOLVERS
 from lcm_arith.lcd.step import Batch, consistency_loss
 from lcm_arith.training.log import BucketError
-from lcm_arith.training.loop import Follower, step_generator
+from lcm_arith.training.loop import step_generator
 from lcm_arith.training.plan import Training
+from lcm_arith.training.roles import Roles
 
 MODES: Final = ("lora", "full", "lcf")
 TIMESTEPS: Final = ("grid", "literal")
@@ -95,14 +96,13 @@ class Lesson:
         model: Whose parameters that require gradients are trained.
         loss: Number of a batch → its loss.
         errors: The loss on a fixed batch, by timesteps; the curve that means something.
-        followers: Running averages that the loss needs.
-        passes: UNet samples of one picture's step: forward, and forward with backward.
+        averages: Running ones that the loss needs.
     """
 
     model: nn.Module
     loss: Callable[[int], Tensor]
     errors: Callable[[], list[BucketError]]
-    followers: tuple[Follower, ...] = ()
+    averages: tuple[Average, ...] = ()
 
 
 def distillation(
@@ -137,13 +137,10 @@ def distillation(
         "schedule": schedule, "grid": grid, "prediction": prediction, "loss": how.loss,
     }  # fmt: skip
 
-    def teacher(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return roles.teacher(z, t, {k: v for k, v in condition.items() if k != "omega"})
-
-    def loss_of(batch: Batch, omega: Tensor) -> Tensor:
+    def loss_of(batch: Batch, omega: float | Tensor) -> Tensor:
         def lcd() -> Tensor:
             return consistency_loss(
-                roles.student, teacher, batch, omega=omega, target=roles.target,
+                roles.student, roles.teacher, batch, omega=omega, target=roles.target,
                 solver=how.solver, **known,
             )  # fmt: skip
 
@@ -152,20 +149,24 @@ def distillation(
         loss = finetuning_loss(roles.student, batch, target=roles.target, **known)
         return loss + how.anchor * lcd() if how.anchor else loss
 
-    def batch_of(drawn: Drawn, index: Tensor, noise: Tensor, omega: Tensor) -> Batch:
-        own = {"omega": omega} if roles.told_omega else {}
-        cond = moved({**drawn.cond, **own}, device)
-        uncond = moved({**data.uncond(drawn.cond), **own}, device)
+    def batch_of(drawn: Drawn, index: Tensor, noise: Tensor) -> Batch:
+        cond, uncond = (moved(c, device) for c in (drawn.cond, data.uncond(drawn.cond)))
         return Batch(drawn.z0.to(device), noise.to(device), index, cond, uncond)
+
+    def strength(at: Tensor) -> float | Tensor:
+        """ω of each picture, at a share of the range; one number where nobody is told it."""
+        low, high = _ends(how.omega)
+        if low == high and not roles.told_omega:
+            return low
+        return (low + (high - low) * at).to(device)
 
     def loss(number: int) -> Tensor:
         drawn, generator = data.batch(number, plan.batch, seed), step_generator(seed, number)
         size = len(drawn.z0)
         noise = torch.randn(drawn.z0.shape, generator=generator)
         index = torch.randint(len(grid.start), (size,), generator=generator)
-        low, high = _ends(how.omega)
-        omega = low + (high - low) * torch.rand(size, generator=generator)
-        return loss_of(batch_of(drawn, index, noise, omega), omega.to(device))
+        omega = strength(torch.rand(size, generator=generator))
+        return loss_of(batch_of(drawn, index, noise), omega)
 
     @torch.no_grad()
     def errors() -> list[BucketError]:
@@ -175,14 +176,14 @@ def distillation(
             size, generator = len(drawn.z0), step_generator(seed, -1 - int(indices[0]))
             noise = torch.randn(drawn.z0.shape, generator=generator)
             index = indices[torch.linspace(0, len(indices) - 1, size).round().long()]
-            omega = torch.full((size,), sum(_ends(how.omega)) / 2)
-            error = float(loss_of(batch_of(drawn, index, noise, omega), omega.to(device)))
+            middle = strength(torch.full((size,), 0.5))
+            error = float(loss_of(batch_of(drawn, index, noise), middle))
             first, last = (int(grid.start[i]) for i in (indices[0], indices[-1]))
             found.append(BucketError(first, last, error))
         return found
 
-    followers = (roles.follower,) if roles.follower else ()
-    return Lesson(roles.trained, loss, errors, followers)
+    averages = (roles.average,) if roles.average else ()
+    return Lesson(roles.trained, loss, errors, averages)
 
 
 def _ends(omega: float | tuple[float, float]) -> tuple[float, float]:

@@ -21,6 +21,11 @@ Model = Callable[[Tensor, Tensor, Condition], Tensor]
 """(z ``[B, …]``, t ``[B]``, condition of B rows) → the raw output, shaped as z."""
 
 
+def time_ids(original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """One row of SDXL's ``time_ids``, ``[1, 6]``; each is height or top first, in px."""
+    return torch.tensor([[*original, *crop, *target]], dtype=torch.float32)
+
+
 def joined(*conditions: Condition) -> Condition:
     """The rows of all, one below the other; they hold the same names."""
     return {name: torch.cat([each[name] for each in conditions]) for name in conditions[0]}

@@ -8,7 +8,7 @@ noise depends on neither device nor batch (the last bits of the network's sums d
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lcm_arith.condition import Condition, joined, time_ids
+from lcm_arith.encoders import Reading, encode_sd
+from lcm_arith.encoders import too_long as too_long
 from lcm_arith.errors import UsageError
+from lcm_arith.network import network
 
 
 @dataclass(frozen=True)
@@ -64,47 +68,51 @@ def nfe(steps: int, guidance: float) -> int:
     return steps * (2 if guidance > 1 else 1)
 
 
-def load_pipeline(base: Path) -> Any:
-    """The ``StableDiffusionPipeline`` of a folder, float32, quiet, in evaluation mode."""
+_PIPELINES: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+    "sd": (
+        "StableDiffusionPipeline",
+        {"safety_checker": None, "requires_safety_checker": False},
+    ),
+    "sdxl": ("StableDiffusionXLPipeline", {"add_watermarker": False}),
+}
+"""Kind → diffusers' class, and what is not loaded beside model and tokenizers."""
+
+
+def pipeline_class(kind: str) -> tuple[Any, dict[str, Any]]:
+    """The class of a kind ("sd" or "sdxl"), and how it is loaded: float32, quietly."""
     import diffusers
+    import transformers
 
     diffusers.utils.logging.disable_progress_bar()
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        base, dtype=torch.float32, local_files_only=True
-    )
+    transformers.utils.logging.disable_progress_bar()
+    name, options = _PIPELINES[kind]
+    unused = {"feature_extractor": None, "image_encoder": None}
+    return getattr(diffusers, name), {"dtype": torch.float32, **options, **unused}
+
+
+def load_pipeline(base: Path, kind: str = "sd") -> Any:
+    """The pipeline of a diffusers folder, float32, quiet, in evaluation mode."""
+    cls, options = pipeline_class(kind)
+    return ready(cls.from_pretrained(base, local_files_only=True, use_safetensors=True, **options))
+
+
+def ready(pipeline: Any) -> Any:
+    """The pipeline without progress bars, its UNet laid out as convolutions want it."""
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(memory_format=torch.channels_last)
     return pipeline
 
 
-def too_long(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    """Prompts of which the text encoder reads only the beginning."""
-    distinct = list(dict.fromkeys(prompts))
-    lengths = [len(ids) for ids in tokenizer(distinct).input_ids]
-    most = tokenizer.model_max_length
-    return [p for p, length in zip(distinct, lengths, strict=True) if length > most]
-
-
-@torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Tensor:
-    """Prompt embeddings, ``[prompts, tokens, width]``; ``""`` is the unconditional one, ∅."""
-    tokens = pipeline.tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=pipeline.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    ids = tokens.input_ids.to(pipeline.text_encoder.device)
-    embeds: Tensor = pipeline.text_encoder(ids)[0]
-    return embeds
+    """Prompt embeddings of SD, ``[prompts, tokens, width]``; ``""`` is the unconditional one, ∅."""
+    return encode_sd(pipeline, prompts, Reading())["embeds"]
 
 
 @torch.no_grad()
 def sample(
     pipeline: Any,
-    embeds: Tensor,
-    uncond: Tensor,
+    embeds: Tensor | Condition,
+    uncond: Tensor | Condition,
     seeds: Sequence[int],
     *,
     sampler: str,
@@ -116,9 +124,11 @@ def sample(
     """One picture per row of ``embeds``.
 
     Args:
-        pipeline: A ``StableDiffusionPipeline``.
-        embeds: Prompt embeddings ``[B, tokens, width]``.
-        uncond: Embedding of the empty prompt, ``[1, tokens, width]``; unused at guidance 1.
+        pipeline: A ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
+        embeds: Prompt embeddings ``[B, tokens, width]``, or a whole condition; without ``time_ids``
+            SDXL is told that the picture is neither scaled nor cropped.
+        uncond: The same of the empty prompt, one row; unused at guidance 1. It is told what else
+            ``embeds`` is.
         seeds: One seed per picture.
         sampler: A name of :data:`SAMPLERS`.
         steps: Sampling steps, 1 to 1000 (LCM: at most 50).
@@ -141,14 +151,16 @@ def sample(
     z = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
     z = z * scheduler.init_noise_sigma
     guided = guidance > 1
-    c = torch.cat([uncond.expand_as(embeds), embeds]) if guided else embeds
+    c = _whole(pipeline, embeds)
+    c = joined(_like(c, uncond), c) if guided else c
+    model = network(unet)
     takes = inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if "generator" in takes else {}
     for t in scheduler.timesteps:
         z_in = scheduler.scale_model_input(z, t)
         z_in = torch.cat([z_in, z_in]) if guided else z_in
         with fast_math(device, enabled=fast):
-            out = unet(z_in, t, encoder_hidden_states=c).sample.float()
+            out = model(z_in, t.to(device).expand(len(z_in)), c)
         if guided:
             out_uncond, out_cond = out.chunk(2)
             out = out_uncond + guidance * (out_cond - out_uncond)
@@ -159,10 +171,28 @@ def sample(
     return decode(pipeline, z)
 
 
+def _whole(pipeline: Any, told: Tensor | Condition) -> Condition:
+    """A condition with everything that the UNet asks for."""
+    condition = {"embeds": told} if isinstance(told, Tensor) else dict(told)
+    if "pooled" in condition and "time_ids" not in condition:
+        side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        ids = time_ids((side, side), (0, 0), (side, side)).to(condition["pooled"].device)
+        condition["time_ids"] = ids.expand(len(condition["pooled"]), -1)
+    return condition
+
+
+def _like(condition: Condition, uncond: Tensor | Condition) -> Condition:
+    """∅ for as many rows, told what else the condition tells."""
+    empty = {"embeds": uncond} if isinstance(uncond, Tensor) else uncond
+    return {name: empty.get(name, rows).expand_as(rows) for name, rows in condition.items()}
+
+
 @torch.no_grad()
 def decode(pipeline: Any, z: Tensor) -> np.ndarray:
     """Latents ``[B, C, h, w]`` to uint8 pictures ``[B, H, W, 3]``, rounded as diffusers does."""
-    pixels = pipeline.vae.decode(z / pipeline.vae.config.scaling_factor).sample  # in [-1, 1]
+    config = pipeline.vae.config
+    z = z / config.scaling_factor + (config.shift_factor or 0)
+    pixels = pipeline.vae.decode(z).sample  # in [-1, 1]
     pixels = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return np.asarray((pixels * 255).round().astype(np.uint8))
 

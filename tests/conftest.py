@@ -15,6 +15,7 @@ from fake_hub import FakeHub, point_at
 from fetching import DATA
 from servers import Server, postgres
 from stores import adapters
+from tiny import tiny
 
 from lcm_arith.adapters import save
 from lcm_arith.combination import combine_terms
@@ -54,6 +55,27 @@ def live(pipeline: Any) -> Iterator[LiveWeights]:
     weights = LiveWeights(pipeline)
     yield weights
     weights.apply(TaskVector())
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny pipeline with random weights; so are the three below."""
+    return tiny(tmp_path_factory.mktemp("tiny") / "sd15", "sd15")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2v(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("tiny") / "sd2-v", "sd2-v")
+
+
+@pytest.fixture(scope="session")
+def tiny_zsnr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("tiny") / "sd2-zsnr", "sd2-zsnr")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("tiny") / "sdxl", "sdxl")
 
 
 @pytest.fixture

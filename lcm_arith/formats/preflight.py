@@ -226,6 +226,8 @@ def _header(
 
 def finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN, which its extremes keep, nor infinity."""
+    if not tensor.numel():
+        return True  # of which no extremes are known
     low, high = torch.aminmax(tensor)
     return math.isfinite(low) and math.isfinite(high)
 

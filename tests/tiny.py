@@ -1,0 +1,196 @@
+"""Pipelines of every kind with random weights, built from configurations; nothing is downloaded.
+
+A UNet pass takes milliseconds. The norms are drawn at random, too, and the layers that read prompt
+and time are loud, so that a condition that is dropped changes the result.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+KINDS: Final = ("sd15", "sd2-v", "sd2-zsnr", "sdxl")
+WIDTH, WIDTH_2 = 16, 24  # of the two text encoders
+SIZE: Final = 64  # px
+_LONGEST: Final = 77  # tokens, as in every published CLIP
+_BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
+_MERGES: Final = ("a p", "r e", "f o", "fo x</w>", "re d</w>", "c a", "ca t</w>", "s t")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between the tiny pipelines.
+
+    Args:
+        scheduler: Options of its scheduler.
+        pad: Its tokenizer's padding.
+        unet: Options of its UNet.
+    """
+
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    pad: str = _EOS
+    unet: dict[str, Any] = field(default_factory=dict)
+
+
+_V: Final = {"prediction_type": "v_prediction"}
+_TIME_IDS: Final = 8  # channels of each of the six numbers
+_TABLE: Final = {
+    "sd15": Kind(),
+    "sd2-v": Kind(_V, "!", {"use_linear_projection": True}),
+    "sd2-zsnr": Kind(
+        {**_V, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+        "!",
+        {"use_linear_projection": True},
+    ),
+    "sdxl": Kind(
+        unet={
+            "cross_attention_dim": WIDTH + WIDTH_2,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": _TIME_IDS,
+            "projection_class_embeddings_input_dim": 6 * _TIME_IDS + WIDTH_2,
+            "use_linear_projection": True,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2),
+        },
+    ),
+}
+
+
+def tiny(folder: Path, kind: str = "sd15", **unet: Any) -> Path:
+    """A pipeline of a kind, saved into a folder.
+
+    Args:
+        folder: Made, and returned.
+        kind: One of ``KINDS``.
+        unet: Options of the UNet beside the kind's own, such as ``in_channels=9``.
+    """
+    pipeline(kind, **unet).save_pretrained(folder)
+    return folder
+
+
+def pipeline(kind: str, seed: int = 0, **unet: Any) -> Any:
+    """The same, in memory."""
+    import diffusers
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    row = _TABLE[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = _tokenizer(row.pad)
+        parts: dict[str, Any] = {
+            "unet": diffusers.UNet2DConditionModel(**{**_UNET, **row.unet, **unet}),
+            "vae": diffusers.AutoencoderKL(**_VAE, scaling_factor=0.18215),
+            "text_encoder": CLIPTextModel(_text_config(tokenizer, WIDTH)),
+        }
+        if kind == "sdxl":
+            second = _tokenizer("!")
+            config = _text_config(second, WIDTH_2)
+            parts["text_encoder_2"] = CLIPTextModelWithProjection(config)
+        for part in parts.values():
+            _shake(part.eval())
+    parts |= {"tokenizer": tokenizer, "scheduler": _scheduler(kind, row.scheduler)}
+    if kind == "sdxl":
+        return diffusers.StableDiffusionXLPipeline(
+            **parts, tokenizer_2=second, add_watermarker=False
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return diffusers.StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+
+
+_UNET: Final[dict[str, Any]] = {
+    "sample_size": SIZE // 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 4,
+    "attention_head_dim": 2,
+    "cross_attention_dim": WIDTH,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+_VAE: Final[dict[str, Any]] = {
+    "sample_size": SIZE,
+    "latent_channels": 4,
+    "layers_per_block": 1,
+    "block_out_channels": (4, 8, 8, 8),
+    "norm_num_groups": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+
+
+def _scheduler(kind: str, options: dict[str, Any]) -> Any:
+    import diffusers
+
+    published = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+    }
+    if kind == "sd15":
+        return diffusers.PNDMScheduler(**published, skip_prk_steps=True, **options)
+    if kind == "sdxl":
+        return diffusers.EulerDiscreteScheduler(**published, **options)
+    return diffusers.DDIMScheduler(
+        **published, clip_sample=False, set_alpha_to_one=False, **options
+    )
+
+
+def _tokenizer(pad: str) -> Any:
+    """CLIP's byte pairs with few merges; the published ones pad with the end, or with ``!``."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    words += ["".join(merge.split()) for merge in _MERGES]
+    vocabulary = {word: number for number, word in enumerate([*words, _BOS, _EOS])}
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=[tuple(merge.split()) for merge in _MERGES],
+        pad_token=pad,
+        model_max_length=_LONGEST,
+    )
+
+
+def _text_config(tokenizer: Any, width: int) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=_LONGEST,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+@torch.no_grad()
+def _shake(model: nn.Module) -> None:
+    """Norms of their own, embeddings and condition layers that are heard."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+            nn.init.normal_(layer.weight, 1.0, 0.3)
+            nn.init.normal_(layer.bias, 0.0, 0.3)
+        if isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight)
+        elif name.endswith(
+            ("attn2.to_out.0", "time_emb_proj", "attn2.to_v", "add_embedding.linear_2")
+        ):
+            layer.weight.mul_(3)

@@ -10,19 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from lcm_arith import dit
 from lcm_arith.embedded import files
-from lcm_arith.errors import IncompatibleError, UsageError
-from lcm_arith.modules import candidates, fits, target_shape, weight_shapes
-from lcm_arith.vector import TaskVector
+from lcm_arith.errors import IncompatibleError, NotFoundError, UsageError
+from lcm_arith.modules import EMBEDDED, candidates, fits, target_shape, weight_shapes
+from lcm_arith.targets import LCM_TARGETS as LCM_TARGETS
 
-# The 14 kinds of layer that LCM-LoRA adapts (arXiv:2311.05556, Table 1; 278 modules of SD1.5).
-LCM_TARGETS: Final = (
-    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
-    "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
-)  # fmt: skip
+if TYPE_CHECKING:  # defaults are told without waiting for torch
+    from lcm_arith.vector import TaskVector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,24 +29,26 @@ class Plan:
 
     Args:
         steps: Optimizer steps.
-        batch: Pictures a step.
+        batch: Pictures at once.
+        accumulation: Batches a step.
         learning_rate: Peak of AdamW's; warmed up over 5 % and decayed linearly over the last half.
         max_grad_norm: Gradients are clipped to it.
         ema: Decay of the running average of the parameters that is kept in the end; 0 keeps the
             last parameters.
 
     Raises:
-        UsageError: If steps or batch is below 1, or the decay outside [0, 1).
+        UsageError: If steps, batch or accumulation is below 1, or the decay outside [0, 1).
     """
 
     steps: int
     batch: int
     learning_rate: float
+    accumulation: int = 1
     max_grad_norm: float = 1.0
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
+        for name in ("steps", "batch", "accumulation"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: at least 1")
         if not 0 < self.learning_rate < float("inf"):
@@ -78,36 +78,53 @@ class Training(Plan):
             raise UsageError(f"rank {self.rank}: at least 1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A base family.
 
     Args:
         name: Its id.
-        base: Folder of the base model.
+        base: Folder of the base model, where it is shipped.
+        resolution: Side of the pictures that it was made for, px.
+        prediction: What the network's output is: epsilon, v_prediction or sample.
         guidance: diffusers' guidance scale for sampling without acceleration (1 + ω).
         omega: The paper's ω for distillation.
+        grid_points: K, on which the student is consistent; LCMScheduler's
+            ``original_inference_steps``.
         teacher_steps: Steps of dpm++ that count as the many-step teacher.
         style: Defaults of ``finetune``.
-        acceleration: Defaults of ``distill``.
+        acceleration: Defaults of ``distill``, of all modes that train an adapter.
+        full: Defaults of ``distill --mode full``.
     """
 
     name: str
-    base: Path
-    guidance: float
-    omega: float
-    teacher_steps: int
+    base: Path | None = None
+    resolution: int
+    prediction: str = "epsilon"
+    guidance: float = 7.5
+    omega: float = 7.5
+    grid_points: int = 50
+    teacher_steps: int = 25
     style: Training
     acceleration: Training
+    full: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped(Family):
+    """A family with a base model that is at hand."""
+
+    base: Path
 
 
 @cache
-def embedded() -> Family:
+def embedded() -> Shipped:
     """The family of the embedded model."""
     stored = files.defaults()
-    return Family(
-        name="emoji",
+    return Shipped(
+        name=EMBEDDED,
         base=files.MODEL,
+        resolution=64,
         guidance=float(stored["guidance"]),
         omega=float(stored["omega"]),
         teacher_steps=int(stored["teacher_steps"]),
@@ -116,10 +133,60 @@ def embedded() -> Family:
         acceleration=Training(
             rank=32, steps=400, batch=32, learning_rate=4e-4, max_grad_norm=0.2, ema=0.99
         ),
+        # Not measured: a tenth of the adapter's rate, and its target's decay.
+        full=Plan(steps=400, batch=32, learning_rate=4e-5, max_grad_norm=0.2, ema=0.95),
     )
 
 
-def misfits(tau: TaskVector, family: Family) -> list[str]:
+def _published(name: str, resolution: int, batch: int, prediction: str = "epsilon") -> Family:
+    """A family that is distilled on one card of 24 GB: 12 pictures a step, ``batch`` at once."""
+    return Family(
+        name=name,
+        resolution=resolution,
+        prediction=prediction,
+        # A convention of kohya-ss/sd-scripts' users, not measured here: rank 16, 1e-4 with AdamW,
+        # 1600 steps of 4 (20 pictures, 10 repeats of each, 32 epochs).
+        style=Training(rank=16, steps=1600, batch=4, learning_rate=1e-4),
+        # The README of diffusers' consistency_distillation: 12 pictures, 1000 steps, rank 64 with
+        # 1e-4, all weights with 1e-6; the decay of θ⁻ is arXiv:2310.04378's.
+        acceleration=Training(
+            rank=64, steps=1000, batch=batch, accumulation=12 // batch, learning_rate=1e-4
+        ),
+        full=Plan(steps=1000, batch=batch, accumulation=12 // batch, learning_rate=1e-6, ema=0.95),
+    )
+
+
+_ROWS: Final[Mapping[str, Family]] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            _published("sd15", 512, batch=12),
+            _published("sd2", 768, batch=6, prediction="v_prediction"),
+            _published("ssd1b", 1024, batch=4),
+            _published("sdxl", 1024, batch=4),
+            # Of the kind of sd15, in other sizes. Of the kind of sdxl is the row of that name.
+            _published("sd", 512, batch=12),
+        )
+    }
+)
+
+
+def family(name: str) -> Family:
+    """The defaults of a family: the embedded one, a published one, or ``sd`` for others like sd15.
+
+    Raises:
+        NotFoundError: If there is none of that name.
+    """
+    if name == EMBEDDED:
+        return embedded()
+    if name not in _ROWS:
+        raise NotFoundError(
+            f"{name}: no family of base models", hint=f"one of {', '.join((*_ROWS, EMBEDDED))}"
+        )
+    return _ROWS[name]
+
+
+def misfits(tau: TaskVector, family: Shipped) -> list[str]:
     """The modules of ``tau`` that the family's base lacks or holds in another shape."""
     shapes = weight_shapes(family.base)
     return [m for m in tau if not fits(tuple(tau.shape_of(m)), target_shape(shapes, m))]

@@ -19,7 +19,7 @@ from lcm_arith.evaluation.engine import Counters, Engine
 from lcm_arith.evaluation.metrics import PICTURE_METRICS, Yardstick, cell_means
 from lcm_arith.evaluation.plan import Grid, Row
 from lcm_arith.evaluation.stats import Interval, paired
-from lcm_arith.families import Family, check_same_family
+from lcm_arith.families import Shipped, check_same_family
 from lcm_arith.fuse import check_compatible
 from lcm_arith.sampling import load_pipeline, too_long
 from lcm_arith.vector import TaskVector
@@ -101,7 +101,7 @@ def run_grid(
     grid: Grid,
     vectors: tuple[TaskVector, TaskVector],
     *,
-    family: Family,
+    family: Shipped,
     folder: Path,
     on_stage: OnStage,
     fast: bool = False,
@@ -132,7 +132,7 @@ def draw_grid(
     grid: Grid,
     vectors: tuple[TaskVector, TaskVector],
     *,
-    family: Family,
+    family: Shipped,
     folder: Path,
     on_stage: OnStage,
     fast: bool = False,
@@ -157,7 +157,7 @@ def draw_grid(
     return engine, pipeline
 
 
-def _base_digest(family: Family) -> str:
+def _base_digest(family: Shipped) -> str:
     listed = {
         path.relative_to(family.base).as_posix(): files.sha256(path)
         for path in sorted(family.base.rglob("*"))

@@ -13,6 +13,7 @@ from torch import Tensor
 from lcm_arith.adapters import load
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
+from lcm_arith.architectures import architecture, meta_parts, meta_unet
 from lcm_arith.families import LCM_TARGETS
 from lcm_arith.formats import dialects, writers
 from lcm_arith.formats.keys import canonical, split
@@ -51,9 +52,11 @@ def test_tables_have_the_papers_modules_and_parameters(family: str) -> None:
 def test_tables_are_what_diffusers_and_transformers_build(family: str) -> None:
     import build_tables
 
-    made = build_tables.table(family)
+    parts = meta_parts(family)
+    made = build_tables.table(parts)
     assert {m: tuple(shape) for m, shape in made.items()} == dict(table(family))
     assert list(made) == list(table(family))  # the walk that numbers cloneofsimo's modules
+    assert build_tables.parameters(parts) == architecture(family).parameters
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -225,17 +228,15 @@ def test_what_cannot_be_read_is_refused_by_name(keys: tuple[str, ...], told: str
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_diffusers_understands_our_kohya_names(family: str) -> None:
     """An independent reader: diffusers' own converters, as its pipelines call them."""
-    import build_tables
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     deltas = whole_adapter(family, (*LCM_TARGETS, "q_proj", "out_proj"))
     xl = family in ("ssd1b", "sdxl")
     pipeline: Any = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     for name in ("kohya", "kohya-sgm")[: 2 if xl else 1]:
         tensors, _ = writers.spell(deltas, name, family)
-        with torch.device("meta"):
-            unet = UNet2DConditionModel(**build_tables.UNETS[family])
-        state, alphas = pipeline.lora_state_dict(tensors, unet_config=unet.config)[:2]
+        config = meta_unet(family).config
+        state, alphas = pipeline.lora_state_dict(tensors, unet_config=config)[:2]
         theirs = dialects.parse(state, {}, "diffusers").deltas
         assert theirs.keys() == deltas.keys()
         assert set(alphas.values()) == {1.0}

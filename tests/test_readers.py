@@ -24,6 +24,7 @@ from lcm_arith.adapters import load, save
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError
+from lcm_arith.architectures import meta_parts
 from lcm_arith.families import LCM_TARGETS
 from lcm_arith.formats import dialects, writers
 from lcm_arith.formats.diffusers import ADAPTER_METADATA
@@ -60,17 +61,8 @@ def zeros_like(tensor: Tensor) -> Tensor:
 
 def components(family: str) -> dict[str, Any]:
     """UNet and text encoders by name, without weights."""
-    import build_tables
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    with torch.device("meta"):
-        parts: dict[str, Any] = {"unet": UNet2DConditionModel(**build_tables.UNETS[family])}
-        for index, sizes in enumerate(build_tables.TEXT_ENCODERS[family]):
-            config: Any = CLIPTextConfig
-            kind: Any = CLIPTextModelWithProjection if index else CLIPTextModel
-            name = f"text_encoder_{index + 1}" if index else "text_encoder"
-            parts[name] = kind(config(vocab_size=49408, **sizes))
+    parts = meta_parts(family)
+    del parts["vae"]
     return {name: without_weights(part) for name, part in parts.items()}
 
 

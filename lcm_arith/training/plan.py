@@ -9,12 +9,6 @@ from typing import Final
 
 from lcm_arith.errors import UsageError
 
-# The 14 kinds of layer that LCM-LoRA adapts (arXiv:2311.05556, Table 1; 278 modules of SD1.5).
-LCM_TARGETS: Final = (
-    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
-    "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
-)  # fmt: skip
-
 RATES: Final[dict[str, Callable[[float], float]]] = {
     "hold": lambda done: min(1.0, 2 * (1 - done)),
     "constant": lambda done: 1.0,
@@ -91,7 +85,7 @@ class Training(Plan):
     Args:
         rank: Rank of the adapter.
         alpha: ΔW = alpha / rank · BA while training; None is the rank. The file says it.
-        targets: Layers that it adapts, by the end of their names.
+        targets: Layers that it adapts, as :func:`lcm_arith.targets.resolve` takes them.
 
     Raises:
         UsageError: If the rank is below 1 or alpha not above 0, or as :class:`Plan`.
@@ -99,7 +93,7 @@ class Training(Plan):
 
     rank: int
     alpha: float | None = None
-    targets: tuple[str, ...] = LCM_TARGETS
+    targets: str = "lcm"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,8 +101,6 @@ class Training(Plan):
             raise UsageError(f"rank {self.rank}: at least 1")
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise UsageError(f"alpha {self.alpha:g}: a number above 0")
-        if not self.targets:
-            raise UsageError("targets: at least one kind of layer")
 
     @property
     def scale(self) -> float:

@@ -99,7 +99,7 @@ class DivergedError(LcmArithError, ArithmeticError):
     exit_code = 8
 
 
-class InterruptedTraining(LcmArithError):  # noqa: N818  # it is what the user asked for
+class InterruptedTraining(LcmArithError):  # it is what the user asked for
     """Training was told to stop, and kept what it had."""
 
     exit_code = 130

@@ -214,7 +214,6 @@ class _State:
         self.scaler.load_state_dict(stored["scaler"])
         self.steps = [Step(**step) for step in stored["steps"]]
 
-
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within it the parameters are the average that is kept in the end."""

@@ -38,6 +38,7 @@ class Roles:
     Args:
         trained: Module whose trainable parameters are θ.
         student, target, teacher: As the loss calls them.
+        written: The network that a model is written of; None where a vector is.
         average: Keeps θ⁻ ← μθ⁻ + (1 − μ)θ; None where the target is the student itself.
         told_omega: Whether student and target are told ω.
     """
@@ -47,6 +48,7 @@ class Roles:
     target: Model
     teacher: Model
     average: Average | None = None
+    written: Any = None
     told_omega: bool = False
 
 
@@ -84,6 +86,7 @@ def on_one_base(
     plan: Training,
     numbers: Numbers,
     *,
+    targets: Sequence[str],
     seed: int,
     decay: float = 0.0,
     start: TaskVector | None = None,
@@ -93,30 +96,28 @@ def on_one_base(
 
     Args:
         unet: The base's, resident once.
-        plan: Rank, alpha and targets of the LoRA.
+        plan: Rank and alpha of the LoRA.
         numbers: The base's format is set to them.
+        targets: The layers that get one.
         seed: Of the LoRA's start.
         decay: μ of a target that averages the LoRA; 0 is the student itself, without gradients.
         start: What the LoRA is in the beginning.
         accel: Stays in place under student and target, never under the teacher.
     """
     unet.to(numbers.weights)
-    add_adapter(
-        unet, rank=plan.rank, alpha=plan.alpha, targets=plan.targets, seed=seed, start=start
-    )
+    add_adapter(unet, rank=plan.rank, alpha=plan.alpha, targets=targets, seed=seed, start=start)
     below: tuple[str, ...] = ()
     if accel is not None:
         add_frozen(unet, accel, weight=1.0)
         below = (ACCEL,)
     average, target = None, TRAINED
     if decay:
-        add_average(unet, rank=plan.rank, alpha=plan.alpha, targets=plan.targets)
+        add_average(unet, rank=plan.rank, alpha=plan.alpha, targets=targets)
         own, its = (parameters_of(unet, name) for name in (TARGET, TRAINED))
         average, target = Average(own, its, decay), TARGET
     set_adapters(unet, (*below, TRAINED))
     student, averaged, teacher = (
-        with_adapters(unet, names, numbers)
-        for names in ((*below, TRAINED), (*below, target), ())
+        with_adapters(unet, names, numbers) for names in ((*below, TRAINED), (*below, target), ())
     )
     return Roles(unet, student, averaged, teacher, average)
 
@@ -142,5 +143,5 @@ def three_networks(unet: Any, numbers: Numbers, *, decay: float) -> Roles:
     average = Average.of_modules(target, student, decay)
     wide = Numbers(torch.float32, numbers.products, numbers.scaled)
     pairs = ((student, wide), (target, wide), (unet, numbers))
-    models = (in_numbers(each, own, unet.device) for each, own in pairs)
-    return Roles(student, *models, average=average, told_omega=True)
+    told, averaged, teacher = (in_numbers(each, own, unet.device) for each, own in pairs)
+    return Roles(student, told, averaged, teacher, average=average, written=target, told_omega=True)

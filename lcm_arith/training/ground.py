@@ -1,0 +1,129 @@
+"""What every training stands on: a base, its data, and where it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from lcm_arith import durable
+from lcm_arith.bases import Base, load_base
+from lcm_arith.condition import Condition, time_ids
+from lcm_arith.data.drawing import TrainingSet
+from lcm_arith.data.drawings import embedded_pictures
+from lcm_arith.data.prepare import prepare
+from lcm_arith.data.sources import VARIANTS, survey
+from lcm_arith.errors import UsageError
+from lcm_arith.families import Family, family
+from lcm_arith.targets import resolve
+from lcm_arith.training.numbers import Numbers, numbers
+from lcm_arith.training.plan import Training
+from lcm_arith.training.processes import Processes, find_processes
+from lcm_arith.training.request import Machine, Request
+from lcm_arith.training.watch import SHOWN
+from lcm_arith.vector import TaskVector
+
+LARGE: Final = 1_000_000_000  # parameters of a UNet whose activations do not fit beside it
+
+OnStage = Callable[[str, int, int, str], None]
+"""Told about progress: (stage, done, total, note)."""
+
+
+@dataclass(eq=False)
+class Ground:
+    """What every training stands on."""
+
+    request: Request
+    base: Base
+    row: Family
+    data: TrainingSet
+    processes: Processes
+    numbers: Numbers
+    on_stage: OnStage
+    prompts: tuple[str, ...]
+    cond: Condition
+    uncond: Condition
+    networks: dict[str, Any]
+    start: TaskVector | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+        return self.processes.device
+
+    def known(self) -> dict[str, Any]:
+        """What both lessons need to know."""
+        return {
+            "schedule": self.base.schedule,
+            "prediction": self.base.prediction,
+            "seed": self.request.seed,
+            "device": self.device,
+        }
+
+    def targets(self, plan: Training) -> tuple[str, ...]:
+        """The UNet's layers that the plan names."""
+        shapes = {
+            name: tuple(module.weight.shape)
+            for name, module in self.base.unet.named_modules()
+            if isinstance(getattr(module, "weight", None), torch.Tensor)
+        }
+        return resolve(plan.targets, shapes)
+
+
+@contextmanager
+def standing(
+    request: Request, sets: tuple[str, ...], on_stage: OnStage, *, keep_text: bool = False
+) -> Iterator[Ground]:
+    """Base and data, checked from the cheapest to the dearest."""
+    machine = request.machine
+    durable.make_folder(request.run)
+    default = embedded_pictures(sets, "A", VARIANTS) if request.data is None else request.data
+    found = survey(default, request.options)
+    processes = find_processes(machine.device, machine.report_to, request.run, {})
+    try:
+        formats = numbers(machine.precision, processes.device)
+        base = load_base(request.base, config=request.config)
+        base.vae.to(processes.device)
+        with processes.main_first():
+            data = prepare(base, found, request.options, cache=request.kept, on_stage=on_stage)
+        base.vae.to("cpu")
+        prompts = request.watching.prompts
+        if prompts:
+            options = request.options
+            cond = base.encode(prompts, clip_skip=options.clip_skip, max_tokens=options.max_tokens)
+            if base.kind == "sdxl":
+                side = (base.size, base.size)
+                cond = {**cond, "time_ids": time_ids(side, (0, 0), side).expand(len(prompts), -1)}
+        else:
+            drawn = data.batch(0, SHOWN, request.seed)
+            prompts, cond = drawn.captions, drawn.cond
+        if not keep_text:
+            base.pipeline.text_encoder = None
+            if base.kind == "sdxl":
+                base.pipeline.text_encoder_2 = None
+        base.unet.to(processes.device)
+        _save_memory(base.unet, machine, processes.device)
+        yield Ground(
+            request, base, family(base.family), data, processes, formats, on_stage,
+            tuple(prompts), cond, data.uncond(cond), {"unet": base.unet},
+        )  # fmt: skip
+    finally:
+        processes.end()
+
+
+def _save_memory(unet: Any, machine: Machine, device: torch.device) -> None:
+    """Gradient checkpointing and compilation."""
+    large = sum(p.numel() for p in unet.parameters()) > LARGE
+    on = machine.checkpointing == "on" or (large and device.type == "cuda")
+    if on and machine.checkpointing != "off":
+        unet.enable_gradient_checkpointing()
+    if machine.compiled:
+        if device.type != "cuda":
+            raise UsageError(
+                f"--compile on {device.type}: only a GPU gains by it",
+                hint="on a CPU, compiled gradients under bfloat16 are wrong; leave it out",
+            )
+        unet.compile()

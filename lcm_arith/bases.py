@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,16 +32,18 @@ from lcm_arith.encoders import Reading, encode_sd, encode_sdxl
 from lcm_arith.errors import (
     IncompatibleError,
     InvalidContentError,
-    LcmArithError,
     NetworkError,
     NotFoundError,
 )
+from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.lcd.schedule import Schedule
 from lcm_arith.modules import FAMILIES, table, with_text_model
 from lcm_arith.sampling import load_pipeline, pipeline_class, ready
 
 PREDICTIONS: Final = ("epsilon", "v_prediction", "sample")
 _ENCODE: Final = {"sd": encode_sd, "sdxl": encode_sdxl}
+_FAILURES: Final = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+"""By which diffusers and the hub's client say that something is wrong with a model."""
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _NO_SIGNAL: Final = 1e-6  # of alphas_cumprod; some schedulers write 2**-24 for 0, SD's end is 5e-3
 
@@ -187,7 +190,7 @@ def _of_folder(folder: Path) -> Base:
     parts = folder_digests(folder, kind)
     try:
         pipeline = load_pipeline(folder, kind)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+    except _FAILURES as error:
         raise _unloadable(folder, error) from error
     check_complete(folder, pipeline, kind)
     listed = json.dumps(parts, sort_keys=True).encode()
@@ -195,6 +198,8 @@ def _of_folder(folder: Path) -> Base:
 
 
 def _of_file(path: Path, config: Path | None) -> Base:
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     file, digest = file_digest(path)
     kind = file_kind(file)
     if config is not None and folder_kind(config) != kind:
@@ -205,20 +210,41 @@ def _of_file(path: Path, config: Path | None) -> Base:
     cls, options = pipeline_class(kind)
     options |= {"local_files_only": True, "config": str(config)} if config else {}
     try:
-        pipeline = ready(cls.from_single_file(str(path), **options))
-    except Exception as error:
+        with _quiet():
+            pipeline = ready(cls.from_single_file(str(path), **options))
+    except (*_FAILURES, SingleFileComponentError) as error:
         if config is None:
             raise NetworkError(
                 f"{path}: its configuration could not be read from the hub ({_line(error)})",
                 hint="give --config DIR, a diffusers folder of a model of the same family",
             ) from error
         raise _unloadable(path, error) from error
-    for marker, told in SCHEDULER_MARKS.items():
-        if marker in file:
-            scheduler = pipeline.scheduler
-            pipeline.scheduler = type(scheduler).from_config(scheduler.config, **told)
+    _obey_marks(pipeline, file)
     _check_filled(path, pipeline, kind)
     return _base(path, pipeline, digest, dict.fromkeys(PARTS[kind], digest), kind)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' warnings, which here tell of what is checked below."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _obey_marks(pipeline: Any, file: SafeFile) -> None:
+    """Makes the scheduler what the file says it must be; DDIM's class knows all the options."""
+    from diffusers import DDIMScheduler
+
+    for marker in SCHEDULER_MARKS.keys() & set(file):
+        pipeline.scheduler = DDIMScheduler.from_config(
+            pipeline.scheduler.config, **SCHEDULER_MARKS[marker]
+        )
 
 
 def _base(where: Path, pipeline: Any, digest: str, parts: Mapping[str, str], kind: str) -> Base:
@@ -276,9 +302,7 @@ def _downloaded(name: str) -> Path:
 
     try:
         return Path(DiffusionPipeline.download(name, use_safetensors=True))
-    except LcmArithError:
-        raise
-    except Exception as error:
+    except _FAILURES as error:
         raise NetworkError(
             f"{name}: is no folder here, and the hub did not give it ({_line(error)})",
             hint="check the name, or give a diffusers folder or a .safetensors checkpoint",

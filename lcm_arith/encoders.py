@@ -23,10 +23,17 @@ class Reading:
             one higher for SD.
         max_tokens: Tokens that are read, a multiple of what the encoder reads at once (75 of CLIP);
             None is once.
+
+    Raises:
+        UsageError: If ``clip_skip`` is negative.
     """
 
     clip_skip: int = 0
     max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip_skip < 0:
+            raise UsageError(f"clip skip {self.clip_skip}: at least 0 layers are left out")
 
     def chunks(self, tokenizer: Any) -> int:
         """Passes of the encoder that a prompt takes.
@@ -137,7 +144,7 @@ def _run(encoder: Any, tokenizer: Any, ids: Tensor, *, output_hidden_states: boo
 
 def _check_skip(encoder: Any, skipped: int) -> None:
     layers = encoder.config.num_hidden_layers
-    if not 0 <= skipped < layers:
+    if skipped >= layers:
         raise UsageError(
             f"clip skip: the text encoder has {layers} layers, {skipped} of them would be left out"
         )

@@ -93,7 +93,8 @@ def pipeline_class(kind: str) -> tuple[Any, dict[str, Any]]:
 def load_pipeline(base: Path, kind: str = "sd") -> Any:
     """The pipeline of a diffusers folder, float32, quiet, in evaluation mode."""
     cls, options = pipeline_class(kind)
-    return ready(cls.from_pretrained(base, local_files_only=True, use_safetensors=True, **options))
+    options |= {"local_files_only": True, "use_safetensors": True}
+    return ready(cls.from_pretrained(base, **options))
 
 
 def ready(pipeline: Any) -> Any:

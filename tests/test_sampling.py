@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from lcm_arith.bases import load_base
+from lcm_arith.condition import time_ids
 from lcm_arith.errors import UsageError
 from lcm_arith.sampling import SAMPLERS, encode_prompts, make_scheduler, nfe, sample
 
@@ -40,6 +42,45 @@ def test_pictures_equal_the_diffusers_pipeline(
     ).images
     # One grey level: the same float32 sums in another order may round apart.
     assert int(np.abs(ours.astype(int) - (theirs * 255).round().astype(int)).max()) <= 1
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("kind", ["sd2v", "zsnr", "sdxl"])
+def test_every_kind_of_base_is_sampled_as_its_pipeline_does(
+    request: pytest.FixtureRequest, kind: str, sampler: str
+) -> None:
+    base, row = load_base(request.getfixturevalue(f"tiny_{kind}")), SAMPLERS[sampler]
+    told, options = base.encode(PROMPTS), {"sampler": sampler, "steps": 3, "guidance": 3.0}
+    sizes: dict[str, Any] = {}
+    if kind == "sdxl":
+        sizes = {
+            "original_size": (96, 32),
+            "crops_coords_top_left": (4, 8),
+            "target_size": (64, 48),
+        }
+        plain = sample(base.pipeline, told, base.uncond(), [3, 7], **options)
+        told = {**told, "time_ids": time_ids(*sizes.values()).expand(2, -1)}
+    ours = sample(base.pipeline, told, base.uncond(), [3, 7], **options)
+    base.pipeline.scheduler = getattr(diffusers, row.scheduler).from_config(
+        base.pipeline.scheduler.config, **row.options
+    )
+
+    def theirs(**sizes: Any) -> np.ndarray:
+        images = base.pipeline(
+            PROMPTS,
+            num_inference_steps=3,
+            guidance_scale=3.0,
+            generator=[torch.Generator().manual_seed(seed) for seed in (3, 7)],
+            output_type="np",
+            **sizes,
+        ).images
+        return np.asarray((images * 255).round().astype(int))
+
+    # One grey level: the same float32 sums in another order may round apart.
+    assert int(np.abs(ours - theirs(**sizes)).max()) <= 1
+    if kind == "sdxl":
+        assert int(np.abs(plain - theirs()).max()) <= 1
+        assert int(np.abs(plain.astype(int) - ours).max()) > 1
 
 
 @pytest.mark.parametrize("guidance", [0.5, 1.0, 2.0])

@@ -6,13 +6,17 @@ and time are loud, so that a condition that is dropped changes the result.
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lcm_arith.modules import sgm_path, with_text_model
 
 KINDS: Final = ("sd15", "sd2-v", "sd2-zsnr", "sdxl")
 WIDTH, WIDTH_2 = 16, 24  # of the two text encoders
@@ -194,3 +198,83 @@ def _shake(model: nn.Module) -> None:
             ("attn2.to_out.0", "time_emb_proj", "attn2.to_v", "add_embedding.linear_2")
         ):
             layer.weight.mul_(3)
+
+
+def single_file(pipeline: Any, path: Path) -> Path:
+    """A pipeline (of two layers a block) as one file with Stability's names."""
+    tensors = {**_sgm_unet(pipeline.unet.state_dict()), **_sgm_vae(pipeline.vae.state_dict())}
+    clip = {
+        with_text_model(f"text_encoder.{k}"): v
+        for k, v in pipeline.text_encoder.state_dict().items()
+    }
+    second = getattr(pipeline, "text_encoder_2", None)
+    prefix = "conditioner.embedders.0" if second else "cond_stage_model"
+    for key, values in clip.items():
+        tensors[f"{prefix}.transformer.{key.removeprefix('text_encoder.')}"] = values
+    if second:
+        tensors |= _open_clip(second.state_dict(), "conditioner.embedders.1.model.")
+    save_file({key: values.contiguous().clone() for key, values in tensors.items()}, path)
+    return path
+
+
+def _sgm_unet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    attending = {key.partition("attentions.")[0] for key in state if ".attentions." in key}
+    found = {}
+    for key, values in state.items():
+        module, _, part = key.rpartition(".")
+        attends = module.partition("upsamplers.")[0] in attending
+        found[f"model.diffusion_model.{sgm_path(module, attends=attends)}.{part}"] = values
+    return found
+
+
+_VAE_NAMES: Final = (
+    (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
+    (r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{3 - int(m[1])}.block.{m[2]}"),
+    (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{3 - int(m[1])}.upsample"),
+    (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"),
+    (r"mid_block\.attentions\.0", "mid.attn_1"),
+    (r"attn_1\.group_norm", "attn_1.norm"),
+    (r"attn_1\.to_([qkv])", r"attn_1.\1"),
+    (r"attn_1\.to_out\.0", "attn_1.proj_out"),
+    ("conv_shortcut", "nin_shortcut"),
+    ("conv_norm_out", "norm_out"),
+)
+
+
+def _sgm_vae(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = {}
+    for key, values in state.items():
+        for pattern, name in _VAE_NAMES:
+            key = re.sub(pattern, name, key)
+        square = "attn_1" in key and values.ndim == 2  # convolutions of 1×1 there
+        found[f"first_stage_model.{key}"] = values[:, :, None, None] if square else values
+    return found
+
+
+_OPEN_CLIP: Final = (
+    ("text_model.encoder.layers.", "transformer.resblocks."),
+    ("self_attn.out_proj", "attn.out_proj"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+    ("layer_norm", "ln_"),
+    ("text_model.final_ln_", "ln_final"),
+    ("text_model.embeddings.token_embedding", "token_embedding"),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+)
+
+
+def _open_clip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    found = {}
+    for key, values in state.items():
+        if ".k_proj." in key or ".v_proj." in key:
+            continue
+        if key == "text_projection.weight":
+            key, values = "text_projection", values.T
+        if ".q_proj." in key:
+            values = torch.cat([state[key.replace("q_proj", f"{x}_proj")] for x in "qkv"])
+            key = key.replace("self_attn.q_proj.", "attn.in_proj_")
+        for own, name in _OPEN_CLIP:
+            key = key.replace(own, name)
+        found[prefix + key] = values
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from lcm_arith.architectures import Architecture, architecture
@@ -134,14 +135,9 @@ def plan(
         UsageError: If a value is none of its table or out of range, ``targets`` match nothing, the
             resolution is no multiple of a latent's pixels, or ``targets`` or a rank are given to a
             mode without an adapter.
+        IncompatibleError: If ``model`` has layers that Stable Diffusion's UNets do not have.
     """
-    for option, given, allowed in (
-        ("mode", mode, MODES),
-        ("precision", precision, PRECISIONS),
-        ("optimizer", optimizer, OPTIMIZERS),
-    ):
-        if given not in allowed:
-            raise UsageError(f"{option} {given!r}: one of {', '.join(allowed)}")
+    _check(mode, precision, optimizer)
     if MODES[mode].whole and (targets is not None or values.get("rank") is not None):
         raise UsageError(f"mode {mode} trains all weights: it has no rank and no targets")
     defaults = family(name)
@@ -166,7 +162,18 @@ def plan(
         used["omega_dim"] = omega_dim
         sizes = _told_omega(sizes, omega_dim)
     flops = _flops(MODES[mode], sizes, ranks, _latents(side, sizes))
-    return _planned(name, mode, sizes, ranks, flops, {**used, **(config or {})})
+    planned = _planned(name, mode, sizes, ranks, flops, used)
+    return replace(planned, config={**used, **(config or {})})
+
+
+def _check(mode: str, precision: str, optimizer: str) -> None:
+    for option, given, allowed in (
+        ("mode", mode, MODES),
+        ("precision", precision, PRECISIONS),
+        ("optimizer", optimizer, OPTIMIZERS),
+    ):
+        if given not in allowed:
+            raise UsageError(f"{option} {given!r}: one of {', '.join(allowed)}")
 
 
 def low_rank_parameters(shape: Shape, rank: int) -> int:
@@ -198,10 +205,10 @@ def _told_omega(sizes: Architecture, width: int) -> Architecture:
 
 
 def _flops(mode: Mode, sizes: Architecture, ranks: Mapping[str, int], side: int) -> dict[str, int]:
-    own = {"side": side, "tokens": sizes.tokens}
+    own = partial(passes, side=side, tokens=sizes.tokens)
     base = {name: shape for name, shape in sizes.modules.items() if name != W_EMBEDDING}
-    teacher = passes(base, **own).forward
-    student = passes(sizes.modules, ranks=ranks, whole=mode.whole, **own)
+    teacher = own(base).forward
+    student = own(sizes.modules, ranks=ranks, whole=mode.whole)
     picture = mode.teacher * teacher + (mode.target + 1) * student.forward + student.backward
     return {
         "base_forward": teacher,

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lcm_arith.architectures import UNETS, architecture, meta_unet
 from lcm_arith.cli.plan_table import print_plan
-from lcm_arith.errors import NotFoundError, UsageError
+from lcm_arith.errors import IncompatibleError, NotFoundError, UsageError
 from lcm_arith.families import embedded, family
 from lcm_arith.flops import passes
 from lcm_arith.modules import EMBEDDED, FAMILIES, PUBLISHED
@@ -184,6 +184,12 @@ def test_an_adapters_work_is_what_torch_counts(targets: str) -> None:
 def test_the_work_on_all_weights_is_what_torch_counts() -> None:
     work = passes(shapes(small()), side=7, tokens=5, whole=True)
     assert (work.forward, work.backward) == counted(copy.deepcopy(small()))
+
+
+@pytest.mark.parametrize("layer", ["class_embedding.linear_1", "down_blocks.0.attentions.0.to_q"])
+def test_work_of_a_layer_in_an_unknown_place_is_refused(layer: str) -> None:
+    with pytest.raises(IncompatibleError, match=layer):
+        passes({layer: (8, 8)}, side=8, tokens=16)
 
 
 @pytest.mark.parametrize("name", COUNTED)

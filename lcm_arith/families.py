@@ -96,8 +96,8 @@ def _published(name: str, resolution: int, batch: int, prediction: str = "epsilo
         # A convention of kohya-ss/sd-scripts' users, not measured here: rank 16, 1e-4 with AdamW,
         # 1600 steps of 4 (20 pictures, 10 repeats of each, 32 epochs).
         style=Training(rank=16, steps=1600, batch=4, learning_rate=1e-4),
-        # The README of diffusers' consistency_distillation: 12 pictures, 1000 steps, rank 64 with
-        # 1e-4, all weights with 1e-6.
+        # What diffusers' consistency_distillation has, not measured here: 12 pictures, 1000 steps,
+        # rank 64 with 1e-4; all weights with 1e-6.
         acceleration=Training(
             rank=64, steps=1000, batch=batch, accumulation=12 // batch, learning_rate=1e-4
         ),

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from lcm_arith.errors import IncompatibleError
+
 Shape = tuple[int, ...]
 Stage = tuple[int, ...]
 
@@ -24,6 +26,7 @@ _BLOCK: Final = re.compile(
     r"(?P<part>down|mid|up)_block(?:s\.(?P<block>\d+))?\.(?P<kind>\w+)\.(?P<layer>\d+)\.(?P<rest>.+)"
 )
 _PARTS: Final = ("down", "mid", "up")
+_OUTSIDE: Final[Mapping[str, int]] = {"conv_in": -1, "conv_out": len(_PARTS)}
 _INPUT: Final[Mapping[str, int]] = {
     "conv1": 0, "conv_shortcut": 0, "conv2": 2,
     "attn1.to_q": 0, "attn1.to_k": 0, "attn1.to_v": 0, "attn1.to_out.0": 1,
@@ -63,6 +66,9 @@ def passes(
         tokens: Length of the prompt's embedding.
         ranks: Module → rank of the low-rank delta that is trained on it, applied beside it.
         whole: The weights themselves are trained.
+
+    Raises:
+        IncompatibleError: If a layer is none that Stable Diffusion's UNets have.
     """
     ranks = ranks or {}
     layers = {name: shape for name, shape in modules.items() if len(shape) in (2, 4)}
@@ -149,19 +155,31 @@ class _Trained:
 
 def _stage(name: str, inner: Mapping[str, int]) -> Stage:
     """When a layer's turn comes; stages compare as the UNet runs."""
-    if name == "conv_in":
-        return (-1,)
+    if name in _OUTSIDE:
+        return (_OUTSIDE[name],)
     found = _BLOCK.fullmatch(name)
-    if found is None:  # conv_out
-        return (len(_PARTS),)
+    if found is None:
+        raise _unknown(name)
     block = (_PARTS.index(found["part"]), int(found["block"] or 0))
     if found["kind"].endswith("samplers"):
         return (*block, _LAST)
-    place = (*block, int(found["layer"]), int(found["kind"] == "attentions"))
+    place: Stage = (*block, int(found["layer"]), int(found["kind"] == "attentions"))
     rest = found["rest"]
     if rest in ("proj_in", "proj_out"):
         return (*place, -1 if rest == "proj_in" else _LAST)
     if rest.startswith("transformer_blocks."):
         _, number, rest = rest.split(".", 2)
-        return (*place, int(number), inner[rest])
-    return (*place, 0, inner[rest])
+        place = (*place, int(number))
+    else:
+        place = (*place, 0)
+    if rest not in inner:
+        raise _unknown(name)
+    return (*place, inner[rest])
+
+
+def _unknown(name: str) -> IncompatibleError:
+    return IncompatibleError(
+        f"unet.{name}: no layer of a UNet such as Stable Diffusion's",
+        hint="its work cannot be told from shapes; the families that can be planned are "
+        "those of Stable Diffusion 1, 2 and XL",
+    )

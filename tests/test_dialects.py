@@ -11,9 +11,9 @@ from support import relative_error, whole_adapter
 from torch import Tensor
 
 from lcm_arith.adapters import load
+from lcm_arith.architectures import architecture, meta_parts, meta_unet
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
-from lcm_arith.architectures import architecture, meta_parts, meta_unet
 from lcm_arith.families import LCM_TARGETS
 from lcm_arith.formats import dialects, writers
 from lcm_arith.formats.keys import canonical, split

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lcm_arith.adapters import load, save
+from lcm_arith.architectures import meta_parts
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError
-from lcm_arith.architectures import meta_parts
 from lcm_arith.families import LCM_TARGETS
 from lcm_arith.formats import dialects, writers
 from lcm_arith.formats.diffusers import ADAPTER_METADATA

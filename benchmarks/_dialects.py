@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import LcmArithError
-from lcm_arith.families import LCM_TARGETS
 from lcm_arith.formats import dialects, writers
 from lcm_arith.modules import FAMILIES, candidates, table
+from lcm_arith.targets import LCM_TARGETS
 
 FORMS: Final = tuple(writers.WRITERS)
 GOAL: Final = 1e-6

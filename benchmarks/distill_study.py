@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import torch
 from _study import cells, judged, options, write
+from lcm_arith.lcd.trainer import STRIDE, distill
 from rich.console import Console
 from rich.progress import Progress
 
@@ -23,7 +24,6 @@ from lcm_arith.dataset import TrainingSet, embedded_pictures, encode
 from lcm_arith.embedded import pictures
 from lcm_arith.families import embedded
 from lcm_arith.fuse import LiveWeights
-from lcm_arith.lcd.trainer import STRIDE, distill
 from lcm_arith.make_vectors import VARIANTS
 from lcm_arith.sampling import load_pipeline
 

@@ -42,8 +42,8 @@ JOBS: Final = {
 
 def targets() -> dict[str, tuple[int, ...]]:
     """Module → shape of its weight: the layers that LCM-LoRA adapts."""
-    from lcm_arith.families import LCM_TARGETS
     from lcm_arith.modules import table
+    from lcm_arith.targets import LCM_TARGETS
 
     return {
         module: shape

@@ -16,16 +16,17 @@ from typing import Any, Final
 
 import torch
 from _study import cells, judged, options, write
+from lcm_arith.finetune import CAPTION_DROPOUT, finetune
 from rich.console import Console
 from rich.progress import Progress
 
 from lcm_arith.dataset import embedded_pictures, encode
 from lcm_arith.embedded import pictures
-from lcm_arith.families import LCM_TARGETS, embedded
-from lcm_arith.finetune import CAPTION_DROPOUT, finetune
+from lcm_arith.families import embedded
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.make_vectors import VARIANTS
 from lcm_arith.sampling import load_pipeline
+from lcm_arith.targets import LCM_TARGETS
 
 CONVOLUTIONS: Final = tuple(t for t in LCM_TARGETS if "conv" in t or t == "time_emb_proj")
 ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")

@@ -2,26 +2,69 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcm_arith.cli import naming, options
-from lcm_arith.cli.output import Stages, print_made, progress
+from lcm_arith.cli import options
+from lcm_arith.cli.output import Stages, stderr
+from lcm_arith.cli.training import Shared, make, planned, with_shared
+
+if TYPE_CHECKING:
+    from lcm_arith.training.request import Request
 
 EXAMPLES = """Examples:
 
   lcm-arith distill -o lcm.safetensors
 
-  lcm-arith distill --data my-pictures/ --omega 1 --rank 16 --steps 300 -o mine.safetensors
+  lcm-arith distill --base my-model/ --data my-pictures/ --steps 1000 --name my-lcm
 
-  lcm-arith distill --from lcm --rank 64 --learning-rate 0.0002 -o longer.safetensors
+  lcm-arith distill --plan --family sdxl --rank 64
+
+  lcm-arith distill --mode lcf --accel lcm --freeze-accel --data art/ -o fast-style.safetensors
 """
 
 
+class Mode(StrEnum):
+    """lcm_arith.training.distillation.MODES."""
+
+    lora = "lora"
+    full = "full"
+    lcf = "lcf"
+
+
+class Timesteps(StrEnum):
+    """lcm_arith.training.distillation.TIMESTEPS."""
+
+    grid = "grid"
+    literal = "literal"
+
+
+class Solver(StrEnum):
+    """lcm_arith.lcd.solver.SOLVERS."""
+
+    ddim = "ddim"
+    dpm = "dpm++2s"
+
+
+class Loss(StrEnum):
+    """lcm_arith.lcd.loss.LOSSES."""
+
+    huber = "huber"
+    l2 = "l2"
+
+
+@with_shared
 def command(
-    data: options.Data = None,
+    shared: Shared,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="lora: an acceleration vector. full: all weights, a model that is told ω. "
+            "lcf: fine-tune an accelerated model on data, without a teacher."
+        ),
+    ] = Mode.lora,
     omega: Annotated[
         float | None,
         typer.Option(
@@ -30,41 +73,115 @@ def command(
             show_default="the family's",
         ),
     ] = None,
-    rank: options.Rank = None,
-    steps: options.Steps = None,
-    learning_rate: options.Rate = None,
-    start: options.Start = None,
-    seed: options.Seed = 0,
-    dtype: options.Dtype = options.DtypeName.float32,
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="File to write.", show_default="acceleration.safetensors"),
+    omega_range: Annotated[
+        str | None,
+        typer.Option(metavar="LOW,HIGH", help="Draw ω from a range; mode full is told it."),
     ] = None,
-    name: naming.Name = None,
-    force: options.Force = False,
-    as_json: options.Json = False,
+    grid_points: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Points of the solver's grid.", show_default="50"),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Grid points that a solver step goes back.",
+            show_default="the family's",
+        ),
+    ] = None,
+    timesteps: Annotated[
+        Timesteps,
+        typer.Option(help="Train on the grid that samplers visit, or literally on any t."),
+    ] = Timesteps.grid,
+    solver: Annotated[
+        Solver, typer.Option(help="The teacher's; dpm++2s is of second order, at twice the passes.")
+    ] = Solver.ddim,
+    loss: Annotated[Loss, typer.Option(help="Distance of two predictions.")] = Loss.huber,
+    target_decay: Annotated[
+        float | None,
+        typer.Option(
+            metavar="μ",
+            help="Decay of a target that averages the student; 0 is the student itself.",
+            show_default="0; 0.95 in mode full",
+        ),
+    ] = None,
+    accel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VECTOR",
+            help="Mode lcf: the acceleration vector of the model to fine-tune.",
+            autocompletion=options.completion.vectors,
+        ),
+    ] = None,
+    freeze_accel: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-accel", help="Mode lcf: keep it as it is, learn a style vector beside it."
+        ),
+    ] = False,
+    anchor: Annotated[
+        float | None,
+        typer.Option(
+            metavar="WEIGHT", help="Mode lcf: add the distillation loss, so that guidance stays."
+        ),
+    ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Tell parameters, memory and FLOPs; nothing is loaded."),
+    ] = False,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --plan: sd15, sd2, ssd1b, sdxl or emoji.",
+            show_default="that of --base",
+        ),
+    ] = None,
 ) -> None:
     """Distil an acceleration vector: Latent Consistency Distillation (Algorithm 1) as a LoRA."""
-    from lcm_arith.adapters import DTYPES
-    from lcm_arith.cli.output import stderr
-    from lcm_arith.families import embedded
-    from lcm_arith.make_vectors import Request, make_acceleration
+    from lcm_arith.errors import UsageError
 
-    strength = embedded().omega if omega is None else omega
-    stderr.print(f"ω = {strength:g}, diffusers' guidance scale {1 + strength:g}")
-    with naming.output(out, name, "acceleration.safetensors") as to:
-        request = Request(
-            to.path,
-            data,
-            rank,
-            steps,
-            seed,
-            DTYPES[dtype.value],
-            force,
-            start=start,
-            learning_rate=learning_rate,
+    variant: dict[str, Any] = {
+        "mode": mode.value,
+        "omega": _omega(omega, omega_range),
+        "grid_points": grid_points,
+        "stride": stride,
+        "timesteps": timesteps.value,
+        "solver": solver.value,
+        "loss": loss.value,
+        "target_decay": target_decay,
+        "anchor": anchor,
+    }
+    if plan:
+        planned(shared, family, **variant)
+        return
+    if family is not None:
+        raise UsageError("--family: only --plan takes it", hint="a base tells its family itself")
+    if mode is Mode.lcf and not anchor:
+        stderr.print(
+            "Note: lcf learns the data as it is, without guidance; a long training takes away what "
+            "was distilled of it. Keep it short, or give --anchor."
         )
-        with progress() as bar:
-            made = make_acceleration(request, strength, Stages(bar))
-        made = to.put(made, "distill")
-    print_made(made, as_json=as_json)
+
+    def train(request: Request, stages: Stages) -> dict[str, Any]:
+        from lcm_arith.make_vectors import make_acceleration
+
+        return make_acceleration(
+            request, stages, variant=variant, accel=accel, freeze_accel=freeze_accel
+        )
+
+    make(shared, "distill", "model" if mode is Mode.full else "acceleration.safetensors", train)
+
+
+def _omega(omega: float | None, drawn_from: str | None) -> float | tuple[float, float] | None:
+    from lcm_arith.errors import UsageError
+
+    if drawn_from is None:
+        return omega
+    if omega is not None:
+        raise UsageError("--omega and --omega-range exclude each other")
+    try:
+        low, high = (float(part) for part in drawn_from.split(","))
+    except ValueError as error:
+        raise UsageError(f"--omega-range {drawn_from}: two numbers, as in 5,15") from error
+    return low, high

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lcm_arith.text import clean
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -79,16 +81,36 @@ def print_made(made: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(made)
         return
-    plan = made["plan"]
+    plan, what = made["plan"], f"{made['modules']} modules of rank {made['plan']['rank']}"
+    if made["kind"] == "model":
+        what = "all weights of the UNet, sampled by lcm"
     stdout.print(
-        f"{made['kind']} vector: {made['modules']} modules of rank {plan['rank']}, "
-        f"{plan['steps']} steps of {plan['batch']} on {made['pictures']} pictures, "
+        f"{made['kind']}{'' if made['kind'] == 'model' else ' vector'}: {what}, {plan['steps']} "
+        f"steps of {plan['batch'] * plan['accumulation']} on {made['pictures']} pictures, "
         f"final loss {made['final_loss']:.4f}"
     )
-    if made["cut_captions"]:
-        stderr.print(f"Note: {made['cut_captions']} captions are too long; their ends are not read")
-    stdout.print("diffusers' load_lora_weights gives back every module: proven", soft_wrap=True)
+    for told in _notes(made):
+        stderr.print(f"Note: {told}", soft_wrap=True)
+    loads = "from_pretrained" if made["kind"] == "model" else "load_lora_weights"
+    stdout.print(f"diffusers' {loads} gives back every module: proven", soft_wrap=True)
+    stdout.print(f"metrics and sheets: {made['run']}", soft_wrap=True)
     _print_place(made)
+
+
+def _notes(made: dict[str, Any]) -> Iterator[str]:
+    if "omega" in made:
+        ends = [float(end) for end in made["omega"].split(" to ")]
+        scales = " to ".join(f"{1 + end:g}" for end in ends)
+        yield f"ω = {made['omega']}, diffusers' guidance scale {scales}"
+    if made["cut_captions"]:
+        yield f"{made['cut_captions']} captions are too long; their ends are not read"
+    if made["skipped_steps"]:
+        yield f"{made['skipped_steps']} steps were not finite and changed nothing"
+    skipped = made["skipped_pictures"]
+    if skipped:
+        yield f"{len(skipped)} pictures could not be used: " + "; ".join(
+            clean(each) for each in skipped[:3]
+        )
 
 
 def write_vector(

@@ -99,7 +99,7 @@ class Base:
     @cached_property
     def schedule(self) -> Schedule:
         """α(t), σ(t) of the training."""
-        return Schedule.from_betas(self.pipeline.scheduler.alphas_cumprod)
+        return Schedule.of_scheduler(self.pipeline.scheduler)
 
     @property
     def latent_scale(self) -> int:

@@ -17,9 +17,7 @@ from lcm_arith import dit
 from lcm_arith.embedded import files
 from lcm_arith.errors import IncompatibleError, NotFoundError
 from lcm_arith.modules import EMBEDDED, candidates, fits, target_shape, weight_shapes
-from lcm_arith.targets import LCM_TARGETS as LCM_TARGETS
-from lcm_arith.training.plan import Plan as Plan
-from lcm_arith.training.plan import Training as Training
+from lcm_arith.training.plan import Plan, Training
 
 if TYPE_CHECKING:  # defaults are told without waiting for torch
     from lcm_arith.vector import TaskVector

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from lcm_arith.architectures import Architecture, architecture
 from lcm_arith.errors import UsageError
-from lcm_arith.families import Family, Plan, Training, family
+from lcm_arith.families import Family, family
 from lcm_arith.flops import Shape, passes
 from lcm_arith.targets import resolve
+from lcm_arith.training.plan import Plan, Training
 
 W_EMBEDDING: Final = "time_embedding.cond_proj"
 """Module by which a student is told ω; ``time_cond_proj_dim`` of diffusers' UNet."""

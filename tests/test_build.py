@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import IncompatibleError
-from lcm_arith.families import Plan
-from lcm_arith.training import Checkpoint, fit, step_generator
+from lcm_arith.training.checkpoint import Checkpoint
+from lcm_arith.training.loop import fit, step_generator
+from lcm_arith.training.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools" / "build_embedded.py"

@@ -14,7 +14,6 @@ from lcm_arith.adapters import load
 from lcm_arith.architectures import architecture, meta_parts, meta_unet
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
-from lcm_arith.families import LCM_TARGETS
 from lcm_arith.formats import dialects, writers
 from lcm_arith.formats.keys import canonical, split
 from lcm_arith.formats.preflight import SafeFile
@@ -27,6 +26,7 @@ from lcm_arith.modules import (
     table,
     weight_shapes,
 )
+from lcm_arith.targets import LCM_TARGETS
 
 SHARED: Final = Path(__file__).resolve().parents[2] / "shared" / "adapters"
 TARGETS: Final = {"sd15": (278, 67.25), "sd2": (278, 67.78), "ssd1b": (423, 104.90),

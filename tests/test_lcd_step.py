@@ -12,11 +12,11 @@ from peft import LoraConfig
 from torch import Tensor
 
 from lcm_arith.condition import Condition, Model
-from lcm_arith.families import LCM_TARGETS
 from lcm_arith.lcd.lcf import finetuning_loss
 from lcm_arith.lcd.schedule import Grid
 from lcm_arith.lcd.solver import PREDICTIONS, SOLVERS
 from lcm_arith.lcd.step import Batch, consistency_loss, noised, predicted
+from lcm_arith.targets import LCM_TARGETS
 
 GRID = Grid.of(T, 50)
 

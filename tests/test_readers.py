@@ -25,12 +25,12 @@ from lcm_arith.architectures import meta_parts
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError
-from lcm_arith.families import LCM_TARGETS
 from lcm_arith.formats import dialects, writers
 from lcm_arith.formats.diffusers import ADAPTER_METADATA
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import ending, kohya_name, with_text_model
 from lcm_arith.sampling import load_pipeline
+from lcm_arith.targets import LCM_TARGETS
 from lcm_arith.vector import Source, TaskVector
 
 TEXT: Final = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")

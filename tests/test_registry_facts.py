@@ -19,7 +19,6 @@ from hostile_strings import HOSTILE
 
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError
-from lcm_arith.families import LCM_TARGETS
 from lcm_arith.formats import peft_folder
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import table
@@ -37,6 +36,7 @@ from lcm_arith.registry.facts import (
 from lcm_arith.registry.licences import LICENCES, UNKNOWN, civitai_text, of_civitai, of_text
 from lcm_arith.registry.recognise import ACCELERATORS, Outline, accelerator_of, guess_kind
 from lcm_arith.registry.rights import Parent, blocks_push, hub_licence, union
+from lcm_arith.targets import LCM_TARGETS
 
 MODULES = ("card", "facts", "licences", "recognise", "rights", "sidecars")
 

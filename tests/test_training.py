@@ -21,18 +21,15 @@ from lcm_arith.errors import (
     NotFoundError,
     VerificationError,
 )
-from lcm_arith.families import Training, embedded
+from lcm_arith.families import embedded
+from lcm_arith.training.plan import Training
 from lcm_arith.finetune import finetune, noise_loss, snr_weight
 from lcm_arith.lcd.schedule import Schedule
 from lcm_arith.make_vectors import Request, make_acceleration, make_style
 from lcm_arith.proof import prove_loads
-from lcm_arith.training import (
-    adapted,
-    adapter_vector,
-    add_adapter,
-    fit,
-    learning_rate_factor,
-)
+from lcm_arith.training.???learning_rate_factor import learning_rate_factor
+from lcm_arith.training.adapter import adapted, adapter_vector, add_adapter
+from lcm_arith.training.loop import fit
 
 SMALL = Training(rank=2, steps=3, batch=2, learning_rate=1e-3)
 

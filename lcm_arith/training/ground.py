@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -13,15 +14,16 @@ from lcm_arith import durable
 from lcm_arith.bases import Base, load_base
 from lcm_arith.condition import Condition, time_ids
 from lcm_arith.data.drawing import TrainingSet
-from lcm_arith.data.drawings import embedded_pictures
+from lcm_arith.data.drawings import Captioned, embedded_pictures
 from lcm_arith.data.prepare import prepare
 from lcm_arith.data.sources import VARIANTS, survey
+from lcm_arith.embedded.pictures import base_sets
 from lcm_arith.errors import UsageError
 from lcm_arith.families import Family, family
 from lcm_arith.targets import resolve
 from lcm_arith.training.numbers import Numbers, numbers
 from lcm_arith.training.plan import Training
-from lcm_arith.training.processes import Processes, find_processes
+from lcm_arith.training.processes import Processes, find_processes, found_device
 from lcm_arith.training.request import Machine, Request
 from lcm_arith.training.watch import SHOWN
 from lcm_arith.vector import TaskVector
@@ -80,8 +82,7 @@ def standing(
     """Base and data, checked from the cheapest to the dearest."""
     machine = request.machine
     durable.make_folder(request.run)
-    default = embedded_pictures(sets, "A", VARIANTS) if request.data is None else request.data
-    found = survey(default, request.options)
+    found = survey(_source(request, sets), request.options)
     processes = find_processes(machine.device, machine.report_to, request.run, {})
     try:
         formats = numbers(machine.precision, processes.device)
@@ -112,6 +113,33 @@ def standing(
         )  # fmt: skip
     finally:
         processes.end()
+
+
+def cache_only(request: Request, on_stage: OnStage) -> dict[str, Any]:
+    """Encodes the data and stops; returns what there is, JSON-ready.
+
+    Raises:
+        UsageError: If there is no folder to keep it in.
+        LcmArithError: As data and base say.
+    """
+    if request.kept is None:
+        raise UsageError(
+            "--cache-only: the embedded pictures are kept nowhere", hint="give --cache"
+        )
+    found = survey(_source(request, base_sets()), request.options)
+    base = load_base(request.base, config=request.config)
+    base.vae.to(found_device(request.machine.device))
+    data = prepare(base, found, request.options, cache=request.kept, on_stage=on_stage)
+    return {
+        "path": str(request.kept),
+        "captions": len(data.embeds),
+        "skipped_pictures": list(data.skipped),
+        **data.origin,
+    }
+
+
+def _source(request: Request, sets: tuple[str, ...]) -> str | Path | Captioned:
+    return embedded_pictures(sets, "A", VARIANTS) if request.data is None else request.data
 
 
 def _save_memory(unet: Any, machine: Machine, device: torch.device) -> None:

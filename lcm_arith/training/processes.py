@@ -94,7 +94,7 @@ def find_processes(
         UsageError: If there is no such device, or a tracker is unknown or not installed.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    found = _device(device)
+    found = found_device(device)
     if not several and not report_to:
         return Processes(found)
     from accelerate import Accelerator
@@ -108,7 +108,12 @@ def find_processes(
     return Processes(accelerator.device if several else found, accelerator)
 
 
-def _device(name: str) -> torch.device:
+def found_device(name: str) -> torch.device:
+    """The device of a name; "auto" is the GPU where there is one.
+
+    Raises:
+        UsageError: If there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from lcm_arith.finetune import noise_loss
 from torch import Tensor
 
 from ground.common import VARIANTS, Options, digest, say, train
@@ -13,11 +14,11 @@ from lcm_arith.dataset import TrainingSet, embedded_pictures, encode
 from lcm_arith.embedded import files, pictures
 from lcm_arith.evaluation.report import png_bytes
 from lcm_arith.evaluation.sheets import contact_sheet
-from lcm_arith.families import Plan
-from lcm_arith.finetune import noise_loss
 from lcm_arith.lcd.schedule import Schedule
 from lcm_arith.sampling import encode_prompts, sample
-from lcm_arith.training import explicit_attention, step_generator
+from lcm_arith.training.adapter import explicit_attention
+from lcm_arith.training.loop import step_generator
+from lcm_arith.training.plan import Plan
 
 SEED: Final = 41
 PLAN: Final = Plan(steps=10000, batch=64, learning_rate=1e-3, ema=0.999)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from ground.common import VARIANTS, Options, digest, drawn, levels, say, train
 from lcm_arith.embedded import files, pictures
-from lcm_arith.families import Plan
 from lcm_arith.sampling import fast_math
-from lcm_arith.training import step_generator
+from lcm_arith.training.loop import step_generator
+from lcm_arith.training.plan import Plan
 
 WIDTH: Final = 128
 TOKENS: Final = 16

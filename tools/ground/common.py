@@ -16,9 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from lcm_arith.embedded import files, pictures
-from lcm_arith.families import Plan
 from lcm_arith.registry import shipped
-from lcm_arith.training import Checkpoint, Outcome, fit
+from lcm_arith.training.checkpoint import Checkpoint
+from lcm_arith.training.loop import Outcome, Run, Step, fit
+from lcm_arith.training.plan import Plan
 
 VARIANTS: Final = 24  # pictures of each drawing that a model is trained on
 SHEETS_FROM: Final = 100  # steps; a shorter training is a trial, whose sheets show nothing
@@ -106,12 +107,12 @@ def train(
         say(f"{stage}: goes on from {checkpoint.path}")
     with Bar(stage, plan.steps) as bar:
 
-        def on_step(step: int, loss: float) -> None:
-            bar(step, loss)
-            if on_quarter and plan.steps >= SHEETS_FROM and step % (plan.steps // 4) == 0:
-                on_quarter(step)
+        def on_step(step: Step) -> None:
+            bar(step.number, step.loss)
+            if on_quarter and plan.steps >= SHEETS_FROM and step.number % (plan.steps // 4) == 0:
+                on_quarter(step.number)
 
-        outcome = fit(model, loss_of, plan, on_step, checkpoint=checkpoint)
+        outcome = fit(model, loss_of, plan, on_step, run=Run(checkpoint=checkpoint))
     outcome.write_csv(options.work / f"{stage}.csv")
     return outcome
 

@@ -17,9 +17,9 @@ from ground.common import VARIANTS, Options, digest, drawn, levels, say, to_pixe
 from lcm_arith.embedded import files, pictures
 from lcm_arith.evaluation.report import png_bytes
 from lcm_arith.evaluation.sheets import contact_sheet
-from lcm_arith.families import Plan
 from lcm_arith.sampling import fast_math
-from lcm_arith.training import step_generator
+from lcm_arith.training.loop import step_generator
+from lcm_arith.training.plan import Plan
 
 CHANNELS: Final = (16, 32, 64, 64)
 LATENT_CHANNELS: Final = 16

@@ -28,7 +28,8 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 def every_module(base: Base) -> TaskVector:
     """A vector of all layers that tools adapt, of ranks 1 to 3."""
-    generator, deltas = torch.Generator().manual_seed(0), {}
+    generator = torch.Generator().manual_seed(0)
+    deltas: dict[str, LowRankDelta] = {}
     for component, model in base.pipeline.components.items():
         if not component.startswith(("unet", "text_encoder")):
             continue

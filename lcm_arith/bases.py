@@ -213,7 +213,7 @@ def _of_file(path: Path, config: Path | None) -> Base:
         with _quiet():
             pipeline = ready(cls.from_single_file(str(path), **options))
     except (*_FAILURES, SingleFileComponentError) as error:
-        if config is None:
+        if config is None and isinstance(error, OSError):
             raise NetworkError(
                 f"{path}: its configuration could not be read from the hub ({_line(error)})",
                 hint="give --config DIR, a diffusers folder of a model of the same family",
@@ -302,7 +302,7 @@ def _downloaded(name: str) -> Path:
 
     try:
         return Path(DiffusionPipeline.download(name, use_safetensors=True))
-    except _FAILURES as error:
+    except (OSError, ValueError) as error:
         raise NetworkError(
             f"{name}: is no folder here, and the hub did not give it ({_line(error)})",
             hint="check the name, or give a diffusers folder or a .safetensors checkpoint",

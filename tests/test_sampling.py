@@ -45,12 +45,13 @@ def test_pictures_equal_the_diffusers_pipeline(
 
 
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
-@pytest.mark.parametrize("kind", ["sd2v", "zsnr", "sdxl"])
+@pytest.mark.parametrize("kind", ["zsnr", "sdxl"])
 def test_every_kind_of_base_is_sampled_as_its_pipeline_does(
     request: pytest.FixtureRequest, kind: str, sampler: str
 ) -> None:
     base, row = load_base(request.getfixturevalue(f"tiny_{kind}")), SAMPLERS[sampler]
-    told, options = base.encode(PROMPTS), {"sampler": sampler, "steps": 3, "guidance": 3.0}
+    told = base.encode(PROMPTS)
+    options: dict[str, Any] = {"sampler": sampler, "steps": 3, "guidance": 3.0}
     sizes: dict[str, Any] = {}
     if kind == "sdxl":
         sizes = {

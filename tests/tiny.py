@@ -160,9 +160,10 @@ def _tokenizer(pad: str) -> Any:
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     words += ["".join(merge.split()) for merge in _MERGES]
     vocabulary = {word: number for number, word in enumerate([*words, _BOS, _EOS])}
+    merges: Any = [tuple(merge.split()) for merge in _MERGES]
     return CLIPTokenizer(
         vocab=vocabulary,
-        merges=[tuple(merge.split()) for merge in _MERGES],
+        merges=merges,
         pad_token=pad,
         model_max_length=_LONGEST,
     )

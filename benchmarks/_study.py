@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
+from rich.progress import Progress
 
 from lcm_arith.embedded import pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.evaluation.metrics import Yardstick, cell_means
 from lcm_arith.sampling import encode_prompts, sample
+from lcm_arith.training.request import Request, Watching
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 PARTS: Final = ("A", "B")
@@ -31,6 +35,27 @@ def options(description: str, variants: Collection[str], *, steps: int) -> argpa
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the page")
     parser.add_argument("--variants", nargs="+", choices=variants, default=tuple(variants))
     return parser
+
+
+@contextmanager
+def training(given: Any, changes: Mapping[str, Any], data: Any = None) -> Iterator[Request]:
+    """A training of ``given.steps`` whose files are gone afterwards."""
+    with TemporaryDirectory() as folder:
+        run = Path(folder)
+        out, cache = run / "vector.safetensors", run / "cache" if data else None
+        plan = {"steps": given.steps, **changes}
+        watching = Watching(every=0)
+        yield Request(out=out, run=run, data=data, cache=cache, plan=plan, watching=watching)
+
+
+def on_stage(bar: Progress, name: str) -> Callable[[str, int, int, str], None]:
+    """Shows how far the training of a variant is."""
+    task = bar.add_task(name)
+
+    def show(stage: str, done: int, total: int, note: str) -> None:
+        bar.update(task, completed=done, total=total, description=f"{name}: {stage} {note}")
+
+    return show
 
 
 def judged(

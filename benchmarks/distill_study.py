@@ -10,24 +10,20 @@ Minutes a variant on two cores. Writes ``benchmarks/results/distill_study.md``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import torch
-from _study import cells, judged, options, write
-from lcm_arith.lcd.trainer import STRIDE, distill
+from _study import cells, judged, on_stage, options, training, write
 from rich.console import Console
 from rich.progress import Progress
 
-from lcm_arith.bases import load_base
-from lcm_arith.data.drawing import TrainingSet
-from lcm_arith.data.drawings import embedded_pictures
-from lcm_arith.data.prepare import prepare
+from lcm_arith.adapters import load
 from lcm_arith.embedded import pictures
 from lcm_arith.families import embedded
 from lcm_arith.fuse import LiveWeights
-from lcm_arith.make_vectors import VARIANTS
+from lcm_arith.make_vectors import make_acceleration
 from lcm_arith.sampling import load_pipeline
 
 PASSES: Final = (1, 2, 4)
@@ -43,13 +39,13 @@ class Variant:
     Args:
         name: For the table.
         changes: Fields of the plan.
-        stride: As in ``distill``.
+        stride: Grid points of a solver step; None is the family's.
         omega: More or less than the family's ω.
     """
 
     name: str
     changes: dict[str, Any]
-    stride: int = STRIDE
+    stride: int | None = None
     omega: float = 0.0
 
 
@@ -67,20 +63,16 @@ STUDY: Final = {
 }
 
 
-def study(variant: Variant, data: TrainingSet, given: Any, bar: Progress) -> list[Row]:
+def study(variant: Variant, given: Any, bar: Progress) -> list[Row]:
     """The rows of one variant, one for each number of passes."""
-    pipeline = load_pipeline(embedded().base)
-    plan = replace(embedded().acceleration, steps=given.steps, **variant.changes)
-    task = bar.add_task(variant.name, total=plan.steps)
-    tau, _ = distill(
-        pipeline,
-        data,
-        plan,
-        omega=embedded().omega + variant.omega,
-        seed=0,
-        on_step=lambda step, _: bar.update(task, completed=step),
-        stride=variant.stride,
-    )
+    omega = embedded().omega + variant.omega
+    with training(given, variant.changes) as request:
+        make_acceleration(
+            request,
+            on_stage(bar, variant.name),
+            variant={"omega": omega, "stride": variant.stride},
+        )
+        tau = load(request.out)
     fresh = load_pipeline(embedded().base)
     LiveWeights(fresh).apply(tau)
     found = judged(
@@ -117,18 +109,16 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     with Progress(console=Console(stderr=True)) as bar:
         rows = references(given)
-        shown = embedded_pictures(pictures.base_sets(), "A", VARIANTS)
-        data = prepare(load_base(), shown)
         for name in given.variants:
-            rows += study(STUDY[name], data, given, bar)
+            rows += study(STUDY[name], given, bar)
     plan = embedded().acceleration
     page = (
         f"# What makes a short distillation good\n\n"
         f"`python benchmarks/distill_study.py --steps {given.steps}`, "
         f"{datetime.now(UTC).date().isoformat()}: {given.steps} steps of {plan.batch} on part A, "
         f"each variant differs from the plain one (rank {plan.rank}, learning rate "
-        f"{plan.learning_rate:g}, average {plan.ema:g}, a solver step of {STRIDE} grid points, ω "
-        f"{embedded().omega:g}) in one thing. {given.prompts} captions a part × {given.seeds} "
+        f"{plan.learning_rate:g}, average {plan.ema:g}, a solver step of "
+        f"{embedded().stride} grid points, ω {embedded().omega:g}) in one thing. {given.prompts} captions a part × {given.seeds} "
         "seeds: a standard error of about 0.05 a share.\n"
     )
     write(given.out / "distill_study.md", page, ("variant", "NFE"), METRICS, rows)

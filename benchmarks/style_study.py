@@ -10,23 +10,20 @@ Minutes a variant on two cores. Writes ``benchmarks/results/style_study_STYLE.md
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import torch
-from _study import cells, judged, options, write
-from lcm_arith.finetune import CAPTION_DROPOUT, finetune
+from _study import cells, judged, on_stage, options, training, write
 from rich.console import Console
 from rich.progress import Progress
 
-from lcm_arith.bases import load_base
 from lcm_arith.data.drawings import embedded_pictures
-from lcm_arith.data.prepare import prepare
 from lcm_arith.embedded import pictures
 from lcm_arith.families import embedded
 from lcm_arith.fuse import LiveWeights
-from lcm_arith.make_vectors import VARIANTS
+from lcm_arith.make_vectors import make_style
 from lcm_arith.sampling import load_pipeline
 from lcm_arith.targets import LCM_TARGETS
 
@@ -67,9 +64,9 @@ STUDY: Final = {
         Variant("always a caption", {}, dropout=0.0),
         Variant("a third are tags", {}, tagged=3),
         Variant("rank 4", {"rank": 4}),
-        Variant("no cross-attention", {"targets": NO_CAPTION}),
-        Variant("attention only", {"targets": ATTENTION}),
-        Variant("convolutions only", {"targets": CONVOLUTIONS}),
+        Variant("no cross-attention", {"targets": ",".join(NO_CAPTION)}),
+        Variant("attention only", {"targets": "attn"}),
+        Variant("convolutions only", {"targets": ",".join(CONVOLUTIONS)}),
         Variant("a third of the learning rate", {"learning_rate": 3e-4}),
         Variant("floor 1", {}, floor=1.0),
     )
@@ -78,26 +75,18 @@ STUDY: Final = {
 
 def study(variant: Variant, given: Any, bar: Progress) -> tuple[str, ...]:
     """A row of the table."""
-    pipeline = load_pipeline(embedded().base)
     shown = embedded_pictures((given.style,), "A", VARIANTS, tagged=variant.tagged)
-    plan = replace(embedded().style, steps=given.steps, **variant.changes)
-    task = bar.add_task(variant.name, total=plan.steps)
-    tau, outcome = finetune(
-        pipeline,
-        prepare(load_base(), shown),
-        plan,
-        seed=0,
-        on_step=lambda step, _: bar.update(task, completed=step),
-        caption_dropout=variant.dropout,
-        keep_empty=variant.keep_empty,
-        floor=variant.floor,
+    how = Denoising(
+        caption_dropout=variant.dropout, keep_empty=variant.keep_empty, floor=variant.floor
     )
+    with training(given, variant.changes, shown) as request:
+        made = make_style(request, given.style, on_stage(bar, variant.name), how=how)
+        tau = load(request.out)
     fresh, family = load_pipeline(embedded().base), embedded()
     LiveWeights(fresh).apply(tau)
     teacher = ("dpm++", family.teacher_steps, family.guidance)
     (found,) = judged(fresh, [teacher], (given.style,), given.style, given)
-    tail = outcome.losses[-50:]
-    row = (variant.name, f"{sum(tail) / len(tail):.4f}", *cells(found, METRICS))
+    row = (variant.name, f"{made['final_loss']:.4f}", *cells(found, METRICS))
     bar.console.print(" | ".join(row))
     return row
 
@@ -114,7 +103,7 @@ def main() -> None:
         f"# What carries `{given.style}` over to unseen things\n\n"
         f"`python benchmarks/style_study.py --style {given.style} --steps {given.steps}`, "
         f"{datetime.now(UTC).date().isoformat()}: {given.steps} steps of {plan.batch} on part A, "
-        f"each variant differs from the plain one (rank {plan.rank}, {len(plan.targets)} kinds of "
+        f"each variant differs from the plain one (rank {plan.rank}, {len(LCM_TARGETS)} kinds of "
         f"layer, learning rate {plan.learning_rate:g}, {CAPTION_DROPOUT:g} without caption, where "
         "the base's own answer is the goal, no SNR floor) in one thing. Teacher, "
         f"{given.prompts} captions a part × {given.seeds} seeds: a standard error of about 0.05 a "

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from lcm_arith.dataset import embedded_pictures, encode
+from lcm_arith.finetune import finetune, noise_loss, snr_weight
 from PIL import Image
 from support import random_vector
 
 from lcm_arith.adapters import facts, load, save
-from lcm_arith.dataset import embedded_pictures, encode
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import (
     DivergedError,
@@ -20,7 +21,6 @@ from lcm_arith.errors import (
     VerificationError,
 )
 from lcm_arith.families import Training, embedded
-from lcm_arith.finetune import finetune, noise_loss, snr_weight
 from lcm_arith.lcd.schedule import Schedule
 from lcm_arith.make_vectors import Request, make_acceleration, make_style
 from lcm_arith.training import (
@@ -251,8 +251,6 @@ def test_gradients_are_clipped(fresh_pipeline: Callable[[], Any]) -> None:
     finally:
         torch.optim.AdamW = original  # type: ignore[misc]
     assert max(norms) == pytest.approx(1.0, rel=1e-3)
-
-
 
 
 def test_a_failed_proof_keeps_the_earlier_file(tmp_path: Path) -> None:

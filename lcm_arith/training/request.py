@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lcm_arith.data.options import DataOptions
 from lcm_arith.errors import UsageError
 from lcm_arith.training.plan import Plan
+
+if TYPE_CHECKING:
+    from lcm_arith.data.drawings import Captioned
 
 CHECKPOINT: Final = "checkpoint.pt"
 CHECKPOINTING: Final = ("auto", "on", "off")
@@ -94,7 +97,7 @@ class Request:
     run: Path
     base: str | Path | None = None
     config: Path | None = None
-    data: str | Path | None = None
+    data: str | Path | Captioned | None = None
     options: DataOptions = field(default_factory=DataOptions)
     cache: Path | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from lcm_arith.finetune import noise_loss
 from torch import Tensor
 
 from ground.common import VARIANTS, Options, digest, say, train
@@ -20,8 +19,11 @@ from lcm_arith.evaluation.sheets import contact_sheet
 from lcm_arith.lcd.schedule import Schedule
 from lcm_arith.sampling import encode_prompts, sample
 from lcm_arith.training.adapter import explicit_attention
+from lcm_arith.training.denoising import denoising_loss
 from lcm_arith.training.loop import step_generator
+from lcm_arith.training.numbers import numbers
 from lcm_arith.training.plan import Plan
+from lcm_arith.training.roles import in_numbers
 
 SEED: Final = 41
 PLAN: Final = Plan(steps=10000, batch=64, learning_rate=1e-3, ema=0.999)
@@ -36,12 +38,13 @@ def build(options: Options) -> None:
     Not compiled: torch 2.13's inductor on a CPU gives no gradient to anything below the upsampler.
     """
     pipeline = assemble(options)
-    unet, schedule = pipeline.unet, Schedule.of_pipeline(pipeline)
+    unet, schedule = pipeline.unet, Schedule.of_scheduler(pipeline.scheduler)
     explicit_attention(unet)
     base = Base(pipeline, "", {"vae": "", "text_encoder": ""}, "emoji", "sd")  # nothing is cached
     data = prepare(base, embedded_pictures(pictures.base_sets(), "all", VARIANTS))
     all_z0 = torch.stack([data.z0(picture) for picture in range(data.pictures)])
     tags = TagEmbeddings(base, data)
+    model = in_numbers(unet, numbers("auto", unet.device), unet.device)
     plan = options.shortened(PLAN)
 
     def loss_of(step: int) -> Tensor:
@@ -50,8 +53,8 @@ def build(options: Options) -> None:
         z0, c = all_z0[rows], tags.draw(rows, generator)
         t = torch.randint(len(schedule.alpha_t), (plan.batch,), generator=generator)
         noise = torch.randn(z0.shape, generator=generator)
-        to = [x.to(unet.device) for x in (z0, noise, t, c)]
-        return noise_loss(unet, schedule, *to)
+        z0, noise, c = (x.to(unet.device) for x in (z0, noise, c))
+        return denoising_loss(model, schedule, z0, noise, t, {"embeds": c})
 
     def on_quarter(step: int) -> None:
         unet.eval()

@@ -118,7 +118,8 @@ def main() -> None:
         f"{datetime.now(UTC).date().isoformat()}: {given.steps} steps of {plan.batch} on part A, "
         f"each variant differs from the plain one (rank {plan.rank}, learning rate "
         f"{plan.learning_rate:g}, average {plan.ema:g}, a solver step of "
-        f"{embedded().stride} grid points, ω {embedded().omega:g}) in one thing. {given.prompts} captions a part × {given.seeds} "
+        f"{embedded().stride} grid points, ω {embedded().omega:g}) in one thing. "
+        f"{given.prompts} captions a part × {given.seeds} "
         "seeds: a standard error of about 0.05 a share.\n"
     )
     write(given.out / "distill_study.md", page, ("variant", "NFE"), METRICS, rows)

@@ -19,13 +19,16 @@ from _study import cells, judged, on_stage, options, training, write
 from rich.console import Console
 from rich.progress import Progress
 
+from lcm_arith.adapters import load
 from lcm_arith.data.drawings import embedded_pictures
+from lcm_arith.data.sources import VARIANTS
 from lcm_arith.embedded import pictures
 from lcm_arith.families import embedded
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.make_vectors import make_style
 from lcm_arith.sampling import load_pipeline
 from lcm_arith.targets import LCM_TARGETS
+from lcm_arith.training.denoising import CAPTION_DROPOUT, Denoising
 
 CONVOLUTIONS: Final = tuple(t for t in LCM_TARGETS if "conv" in t or t == "time_emb_proj")
 ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")

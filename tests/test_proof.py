@@ -16,11 +16,11 @@ from lcm_arith.bases import Base, load_base
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.embedded import files
 from lcm_arith.errors import VerificationError
-from lcm_arith.families import LCM_TARGETS
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.modules import with_text_model
 from lcm_arith.network import network
 from lcm_arith.proof import prove_loads, without_weights
+from lcm_arith.targets import LCM_TARGETS
 from lcm_arith.vector import Source, TaskVector
 
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from ground.common import Bar, Options, say
 from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.evaluation.metrics import Yardstick, cell_means
 from lcm_arith.families import embedded
-from lcm_arith.make_vectors import OnStage, Request, make_acceleration, make_style
+from lcm_arith.make_vectors import make_acceleration, make_style
 from lcm_arith.sampling import encode_prompts, load_pipeline, sample
+from lcm_arith.training.ground import OnStage
+from lcm_arith.training.request import Machine, Request
 
 GUIDANCE: Final = (1.5, 2.0, 3.0, 5.0)
 SCAN_SEEDS, CHUNK = 2, 64
@@ -100,7 +101,7 @@ def build_styles(options: Options) -> None:
 
 def build_acceleration(options: Options) -> None:
     """Distils the acceleration vector on part A, at the ω that equals the base's guidance."""
-    make = partial(_make, "acceleration", lambda r, stage: make_acceleration(r, None, stage))
+    make = partial(_make, "acceleration", make_acceleration)
     _passes("lcm", "acceleration", ACCELERATION_SEED, ACCELERATION_PASSES, options, make)
 
 
@@ -121,22 +122,22 @@ def _passes(
         own = stage if number == 1 else f"{stage}-{number}"
         out = (files.VECTORS if last else options.work) / f"{name}.safetensors"
         request = Request(
-            out,
+            out=out,
+            run=options.work / own,
+            cache=options.work / "cache",
             seed=seed + 100 * (number - 1),
-            dtype=torch.float16 if last else torch.float32,
+            dtype="float16" if last else "float32",
             force=True,
-            checkpoint=options.work / f"{own}.pt",
-            log=options.work / f"{own}.csv",
-            device=options.device,
+            machine=Machine(options.device),
             start=str(start) if start else None,
-            **{**given, "steps": max(1, given["steps"] // options.shorter)},
+            plan={**given, "steps": max(1, given["steps"] // options.shorter)},
         )
         make(request)
         start = out
 
 
 def _make(stage: str, make: Callable[[Request, OnStage], dict[str, Any]], request: Request) -> None:
-    with Bar(stage, request.steps or 0) as bar:
+    with Bar(stage, request.plan["steps"]) as bar:
 
         def on_stage(kind: str, done: int, _: int, note: str) -> None:
             if kind == "train":

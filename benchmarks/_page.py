@@ -1,4 +1,4 @@
-"""A page of tables with goals: what ``exactness.py`` prints and writes."""
+"""A page of tables with goals: what ``exactness.py`` and ``lcd_oracles.py`` print and write."""
 
 from __future__ import annotations
 
@@ -26,16 +26,23 @@ class Section:
         return f"{value:.1e}" if isinstance(value, float) else str(value)
 
 
-def page(sections: Sequence[Section], seconds: float) -> str:
+def page(
+    title: str,
+    script: str,
+    sections: Sequence[Section],
+    seconds: float,
+    libraries: Sequence[str] = ("torch",),
+) -> str:
+    """Title, how it was made, the goals that were missed, and the tables."""
     missed = [line for section in sections for line in section.missed]
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "peft", "safetensors"))
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
     lines = [
-        "# How exact the arithmetic is",
+        f"# {title}",
         "",
-        f"`python benchmarks/exactness.py`, {datetime.now(UTC).date().isoformat()}, "
+        f"`python benchmarks/{script}`, {datetime.now(UTC).date().isoformat()}, "
         f"{platform.machine()}, one core, "
         f"{seconds:.0f} CPU s; Python {platform.python_version()}, "
-        f"{libraries}.",
+        f"{versions}.",
         "",
         "All goals are met." if not missed else "Missed: " + "; ".join(missed) + ".",
     ]

@@ -266,7 +266,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             sections.append(table_of(Path(folder)))
         print(f"{table_of.__name__}: {time.process_time() - began:.0f} s", file=sys.stderr)
-    text = page(sections, time.process_time() - began)
+    text = page(
+        "How exact the arithmetic is",
+        "exactness.py",
+        sections,
+        time.process_time() - began,
+        ("torch", "peft", "safetensors"),
+    )
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "exactness.md").write_text(text, encoding="utf-8")

@@ -163,11 +163,11 @@ class Affine:
         noise = -wanted * at.alpha_t / at.sigma_t.clamp(min=1e-9)  # to ε, for z stays
         return case.network(z, t, cond) + output(case.prediction, wanted, noise, at)
 
-    def descend(self, loss: Tensor) -> None:
-        """One step of gradient descent at that rate."""
+    def descend(self, loss: Tensor, rate: float = 1.0) -> None:
+        """One step of gradient descent at a multiple of that rate."""
         (gradient,) = torch.autograd.grad(loss, self.coefficients)
         with torch.no_grad():
-            self.coefficients -= len(self.case.grid) / 2 * gradient
+            self.coefficients -= rate * len(self.case.grid) / 2 * gradient
 
     def error(self, mean: float, batch: Batch) -> Tensor:
         """|f − fixed point| at the states of a batch."""

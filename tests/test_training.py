@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from lcm_arith.dataset import embedded_pictures, encode
 from PIL import Image
 from support import random_vector
 
 from lcm_arith.adapters import facts, load, save
-from lcm_arith.dataset import embedded_pictures, encode
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import (
     DivergedError,

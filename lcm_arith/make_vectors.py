@@ -17,8 +17,9 @@ from lcm_arith.errors import IncompatibleError, NotFoundError, UsageError
 from lcm_arith.proof import prove_loads
 from lcm_arith.training.adapter import ACCEL, adapter_layers, adapter_vector, add_adapter
 from lcm_arith.training.denoising import Denoising, denoising
-from lcm_arith.training.distillation import Distillation, Lesson, distillation
+from lcm_arith.training.distillation import Distillation, distillation
 from lcm_arith.training.ground import Ground, OnStage, standing
+from lcm_arith.training.lesson import Lesson
 from lcm_arith.training.loop import Outcome
 from lcm_arith.training.plan import Training
 from lcm_arith.training.request import CHECKPOINT, Request

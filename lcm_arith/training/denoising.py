@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -14,8 +15,7 @@ from lcm_arith.condition import Condition, Model, chosen, moved, rows
 from lcm_arith.data.drawing import Drawn, TrainingSet
 from lcm_arith.errors import UsageError
 from lcm_arith.lcd.schedule import Schedule
-from lcm_arith.training.distillation import BUCKETS, PROBED, Lesson
-from lcm_arith.training.log import BucketError
+from lcm_arith.training.lesson import Lesson, errors_by_timestep
 from lcm_arith.training.loop import step_generator
 from lcm_arith.training.plan import Training
 
@@ -200,18 +200,11 @@ def denoising(
         t = DRAWS[how.timesteps](log_snr, size, generator)
         return loss_of(drawn, t, torch.randn(drawn.z0.shape, generator=generator), dropped)
 
-    @torch.no_grad()
-    def errors() -> list[BucketError]:
-        found = []
-        for times in torch.arange(len(log_snr)).tensor_split(BUCKETS):
-            drawn = data.batch(0, PROBED, seed)
-            size, generator = len(drawn.z0), step_generator(seed, -1 - int(times[0]))
-            noise = torch.randn(drawn.z0.shape, generator=generator)
-            t = times[torch.linspace(0, len(times) - 1, size).round().long()]
-            error = float(loss_of(drawn, t, noise, torch.zeros(size, dtype=torch.bool)))
-            found.append(BucketError(int(times[0]), int(times[-1]), error))
-        return found
+    def error(drawn: Drawn, t: Tensor, noise: Tensor) -> Tensor:
+        return loss_of(drawn, t, noise, torch.zeros(len(t), dtype=torch.bool))
 
+    times = torch.arange(len(log_snr))
+    errors = partial(errors_by_timestep, data, times, seed, error)
     return Lesson(trained, loss, errors)
 
 

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lcm_arith.condition import moved
 from lcm_arith.data.drawing import Drawn, TrainingSet
 from lcm_arith.errors import UsageError
-from lcm_arith.lcd.ema import Average
 from lcm_arith.lcd.guidance import check_omega
 from lcm_arith.lcd.lcf import finetuning_loss
 from lcm_arith.lcd.loss import LOSSES
 from lcm_arith.lcd.schedule import Grid, Schedule
 from lcm_arith.lcd.solver import SOLVERS
 from lcm_arith.lcd.step import Batch, consistency_loss
-from lcm_arith.training.log import BucketError
+from lcm_arith.training.lesson import Lesson, errors_by_timestep
 from lcm_arith.training.loop import step_generator
 from lcm_arith.training.plan import Training
 from lcm_arith.training.roles import Roles
 
 MODES: Final = ("lora", "full", "lcf")
 TIMESTEPS: Final = ("grid", "literal")
-BUCKETS: Final = 5  # of timesteps, for the error on a fixed batch
-PROBED: Final = 4  # pictures of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,23 +83,6 @@ class Distillation:
             return Grid.of(timesteps, self.grid_points, self.stride)
         Grid.of(timesteps, self.grid_points, self.stride)  # refuses what is impossible
         return Grid.every(timesteps, self.stride * (timesteps // self.grid_points))
-
-
-@dataclass(frozen=True, eq=False)
-class Lesson:
-    """What the loop needs to train something.
-
-    Args:
-        model: Whose parameters that require gradients are trained.
-        loss: Number of a batch → its loss.
-        errors: The loss on a fixed batch, by timesteps; the curve that means something.
-        averages: Running ones that the loss needs.
-    """
-
-    model: nn.Module
-    loss: Callable[[int], Tensor]
-    errors: Callable[[], list[BucketError]]
-    averages: tuple[Average, ...] = ()
 
 
 def distillation(
@@ -168,21 +148,12 @@ def distillation(
         omega = strength(torch.rand(size, generator=generator))
         return loss_of(batch_of(drawn, index, noise), omega)
 
-    @torch.no_grad()
-    def errors() -> list[BucketError]:
-        found = []
-        for indices in torch.arange(len(grid.start)).tensor_split(BUCKETS):
-            drawn = data.batch(0, PROBED, seed)
-            size, generator = len(drawn.z0), step_generator(seed, -1 - int(indices[0]))
-            noise = torch.randn(drawn.z0.shape, generator=generator)
-            index = indices[torch.linspace(0, len(indices) - 1, size).round().long()]
-            middle = strength(torch.full((size,), 0.5))
-            error = float(loss_of(batch_of(drawn, index, noise), middle))
-            first, last = (int(grid.start[i]) for i in (indices[0], indices[-1]))
-            found.append(BucketError(first, last, error))
-        return found
+    def error(drawn: Drawn, index: Tensor, noise: Tensor) -> Tensor:
+        middle = strength(torch.full((len(index),), 0.5))
+        return loss_of(batch_of(drawn, index, noise), middle)
 
     averages = (roles.average,) if roles.average else ()
+    errors = partial(errors_by_timestep, data, grid.start, seed, error)
     return Lesson(roles.trained, loss, errors, averages)
 
 

@@ -87,10 +87,9 @@ def standing(
     try:
         formats = numbers(machine.precision, processes.device)
         base = load_base(request.base, config=request.config)
-        base.vae.to(processes.device)
+        base.pipeline.to(processes.device)
         with processes.main_first():
             data = prepare(base, found, request.options, cache=request.kept, on_stage=on_stage)
-        base.vae.to("cpu")
         prompts = request.watching.prompts
         if prompts:
             options = request.options
@@ -101,11 +100,11 @@ def standing(
         else:
             drawn = data.batch(0, SHOWN, request.seed)
             prompts, cond = drawn.captions, drawn.cond
+        base.vae.to("cpu")
         if not keep_text:
             base.pipeline.text_encoder = None
             if base.kind == "sdxl":
                 base.pipeline.text_encoder_2 = None
-        base.unet.to(processes.device)
         _save_memory(base.unet, machine, processes.device)
         yield Ground(
             request, base, family(base.family), data, processes, formats, on_stage,
@@ -128,7 +127,7 @@ def cache_only(request: Request, on_stage: OnStage) -> dict[str, Any]:
         )
     found = survey(_source(request, base_sets()), request.options)
     base = load_base(request.base, config=request.config)
-    base.vae.to(found_device(request.machine.device))
+    base.pipeline.to(found_device(request.machine.device))
     data = prepare(base, found, request.options, cache=request.kept, on_stage=on_stage)
     return {
         "path": str(request.kept),

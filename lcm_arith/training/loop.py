@@ -294,7 +294,7 @@ def fit(
             if look.due(done.number, plan.steps):
                 with state.averaged():
                     look.do(done.number)
-        stopping, ended = run.stop(), done.number == plan.steps
+        stopping, ended = run.processes.any(run.stop()), done.number == plan.steps
         if checkpoint and (ended or stopping or checkpoint.due(done.number, saved)):
             state.save(checkpoint)
             saved = time.monotonic()

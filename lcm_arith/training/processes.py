@@ -51,6 +51,13 @@ class Processes:
         parts = flat.split([t.numel() for t in tensors])
         return [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
+    def any(self, told: bool) -> bool:
+        """Whether one of them was told so: what all must do together, all know."""
+        if self.count == 1:
+            return told
+        (share,) = self.mean([torch.tensor(float(told), device=self.device)])
+        return bool(share > 0)
+
     def wait(self) -> None:
         """Until all have come here."""
         if self.count > 1:

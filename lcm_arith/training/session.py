@@ -14,8 +14,8 @@ from typing import Any
 from lcm_arith.adapters import provenance
 from lcm_arith.condition import Condition
 from lcm_arith.training.checkpoint import Checkpoint
-from lcm_arith.training.distillation import Lesson
 from lcm_arith.training.ground import Ground
+from lcm_arith.training.lesson import Lesson
 from lcm_arith.training.log import Log
 from lcm_arith.training.loop import Outcome, Run, Step, fit
 from lcm_arith.training.plan import Training

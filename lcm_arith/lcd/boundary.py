@@ -22,6 +22,6 @@ def scalings(t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def consistency(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """f_θ(z, t) = c_skip(t) · z + c_out(t) · x₀."""
+    """f_θ(z, t) = c_skip(t) · z + c_out(t) · x₀; at t = 0 z, whatever the finite x₀."""
     c_skip, c_out = scalings(t, z)
     return c_skip * z + c_out * x0

@@ -7,6 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lcm_arith.condition import Condition
 from lcm_arith.dataset import TrainingSet
 from lcm_arith.families import Training
 from lcm_arith.lcd.guidance import check_omega
@@ -65,14 +66,14 @@ def distill(
     add_adapter(unet, rank=plan.rank, targets=plan.targets, seed=seed, start=start)
     with_adapter = adapted(unet)
 
-    def student(z: Tensor, t: Tensor, c: Tensor) -> Tensor:
+    def student(z: Tensor, t: Tensor, c: Condition) -> Tensor:
         with fast_math(z.device):
-            epsilon: Tensor = with_adapter(z, t, encoder_hidden_states=c).sample
+            epsilon: Tensor = with_adapter(z, t, encoder_hidden_states=c["embeds"]).sample
         return epsilon.float()
 
-    def teacher(z: Tensor, t: Tensor, c: Tensor) -> Tensor:
+    def teacher(z: Tensor, t: Tensor, c: Condition) -> Tensor:
         with adapter_off(unet), fast_math(z.device):
-            epsilon: Tensor = unet(z, t, encoder_hidden_states=c).sample
+            epsilon: Tensor = unet(z, t, encoder_hidden_states=c["embeds"]).sample
         return epsilon.float()
 
     def loss_of(step: int) -> Tensor:
@@ -81,11 +82,11 @@ def distill(
         noise = torch.randn(z0.shape, generator=generator)
         index = torch.randint(GRID_POINTS, (plan.batch,), generator=generator)
         uncond = data.uncond.expand_as(cond)
-        on_device = [x.to(unet.device) for x in (z0, noise, index, cond, uncond)]
+        z0, noise, cond, uncond = (x.to(unet.device) for x in (z0, noise, cond, uncond))
         return consistency_loss(
             student,
             teacher,
-            Batch(*on_device),
+            Batch(z0, noise, index, {"embeds": cond}, {"embeds": uncond}),
             schedule=schedule,
             grid=grid,
             omega=omega,

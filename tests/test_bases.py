@@ -296,14 +296,17 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[LcmArithError], str]] = {
         "no diffusers pipeline",
     ),
     "noise from pure noise": (
-        lambda f: edit(f / "scheduler/scheduler_config.json", trained_betas=[0.5] * 1000),
+        lambda f: (
+            edit(f / "model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
+            edit(f / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
+        ),
         IncompatibleError,
         "pure noise",
     ),
     "continuous": (
         lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="flow_prediction"),
         IncompatibleError,
-        "flow_prediction",
+        "prediction type is .?flow_prediction|of prediction type flow_prediction",
     ),
     "pickle": (
         lambda f: (f / WEIGHTS).rename(f / "unet/diffusion_pytorch_model.bin"),

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ from gaussian import (
 )
 from torch import Tensor
 
+from lcm_arith.condition import joined
 from lcm_arith.lcd.solver import SOLVERS
 from lcm_arith.lcd.step import Batch
 
@@ -48,21 +50,20 @@ POINTS: Final = (10, 20, 50, 100, 200, 500)
 def descended(
     case: Case,
     loss_of: Callable[[Any, Batch], Tensor],
-    batches: Callable[[int], Batch],
+    batches: Iterable[Batch],
     steps: int,
     rate: Callable[[int], float],
 ) -> Affine:
     """A student after training from the unguided teacher."""
     student = Affine(case)
-    for step in range(steps):
-        student.descend(loss_of(student, batches(step)), rate(step))
+    for step, batch in zip(range(steps), batches, strict=False):
+        student.descend(loss_of(student, batch), rate(step))
     return student
 
 
 def exactly(case: Case, loss_of: Callable[[Any, Batch], Tensor]) -> Affine:
     """Trained on the exact moments of the data; what is known at t = 0 goes one point a step."""
-    batch = moments(case)
-    return descended(case, loss_of, lambda _: batch, len(case.grid) + 5, lambda _: 1.0)
+    return descended(case, loss_of, repeat(moments(case)), len(case.grid) + 5, lambda _: 1.0)
 
 
 def from_draws(case: Case, objective: str, steps: int) -> Affine:
@@ -70,12 +71,11 @@ def from_draws(case: Case, objective: str, steps: int) -> Affine:
 
     LCF's rate falls: many pictures are behind one z_t, so that its loss keeps its noise.
     """
+    drawn = (case.batch(4 if objective == "LCD" else 16, seed=n) for n in count())
     if objective == "LCD":
-        return descended(
-            case, case.distillation, lambda n: case.batch(4, seed=n), steps, lambda _: 0.5
-        )
+        return descended(case, case.distillation, drawn, steps, lambda _: 0.5)
     return descended(
-        case, case.finetuning, lambda n: case.batch(16, seed=n), steps,
+        case, case.finetuning, drawn, steps,
         lambda n: 0.1 * min(1.0, (steps - n) / (0.7 * steps)) ** 2,
     )  # fmt: skip
 
@@ -122,8 +122,8 @@ def convergence() -> Section:
         "Relative error of what training ends at against the exact consistency function of the "
         "ODE: ∂f/∂z at the last grid point, measured at the trained student. The slope is that "
         "from K = 50 to 500; the fixed point of Algorithm 1 is of order 1 (goal: 1.0 ± 0.1). With "
-        "DPM-Solver++(2S) the order 2 of a smooth path (`tests/test_lcd_oracles.py`) is not reached "
-        "yet: near t = 0 a step of the grid crosses much of the log-SNR.",
+        "DPM-Solver++(2S) the order 2 of a smooth path (`tests/test_lcd_oracles.py`) is not "
+        "reached yet: near t = 0 a step of the grid crosses much of the log-SNR.",
         ("predicts", "solver", *(f"K = {points}" for points in POINTS), "slope"),
     )
     for name in ("epsilon", "v_prediction", "flow"):
@@ -162,10 +162,8 @@ def others() -> Section:
     case = replace(CASES["epsilon"], loss="l2")
     untold = torch.tensor([5.0, 15.0], dtype=torch.float64).repeat_interleave(len(case.grid))
     one = moments(case)
-    twice = Batch(
-        *(torch.cat([x, x]) for x in (one.z0, one.noise, one.index)),
-        *({"embeds": torch.cat([c["embeds"]] * 2)} for c in (one.cond, one.uncond)),
-    )
+    z0, noise, index = (torch.cat([x, x]) for x in (one.z0, one.noise, one.index))
+    twice = Batch(z0, noise, index, joined(one.cond, one.cond), joined(one.uncond, one.uncond))
     plain = case.distillation
     rules: dict[str, tuple[Callable[[Any, Batch], Tensor], Batch]] = {
         f"Algorithm 1, ω = {OMEGA}": (plain, one),
@@ -186,7 +184,7 @@ def others() -> Section:
         ("rule", "∂f/∂z", "mean"),
     )
     for rule, (loss_of, batch) in rules.items():
-        student = descended(case, loss_of, lambda _, b=batch: b, 55, lambda _: 1.0)
+        student = descended(case, loss_of, repeat(batch), 55, lambda _: 1.0)
         section.rows.append((rule, *(f"{x:.4f}" for x in _gain_and_mean(student))))
     return section
 

@@ -34,18 +34,17 @@ from lcm_arith.errors import (
     InvalidContentError,
     NetworkError,
     NotFoundError,
+    UsageError,
 )
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.lcd.schedule import Schedule
 from lcm_arith.modules import FAMILIES, table, with_text_model
 from lcm_arith.sampling import load_pipeline, pipeline_class, ready
 
-PREDICTIONS: Final = ("epsilon", "v_prediction", "sample")
 _ENCODE: Final = {"sd": encode_sd, "sdxl": encode_sdxl}
 _FAILURES: Final = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 """By which diffusers and the hub's client say that something is wrong with a model."""
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
-_NO_SIGNAL: Final = 1e-6  # of alphas_cumprod; some schedulers write 2**-24 for 0, SD's end is 5e-3
 
 
 class NotFiniteError(InvalidContentError):
@@ -93,7 +92,7 @@ class Base:
 
     @property
     def prediction(self) -> str:
-        """What the UNet predicts, one of :data:`PREDICTIONS`."""
+        """What the UNet predicts, a row of ``solver.PREDICTIONS``."""
         return str(self.pipeline.scheduler.config.prediction_type)
 
     @cached_property
@@ -266,19 +265,10 @@ def _family(pipeline: Any, kind: str) -> str:
 
 
 def _check_scheduler(where: Path, scheduler: Any) -> None:
-    prediction = scheduler.config.get("prediction_type")
-    if prediction not in PREDICTIONS or not hasattr(scheduler, "alphas_cumprod"):
-        raise IncompatibleError(
-            f"{where}: its scheduler is a {type(scheduler).__name__} of prediction type "
-            f"{prediction}, no discrete one of {', '.join(PREDICTIONS)}",
-            hint="put the DDIMScheduler that fits the model into its scheduler folder",
-        )
-    if prediction == "epsilon" and float(scheduler.alphas_cumprod[-1]) < _NO_SIGNAL:
-        raise IncompatibleError(
-            f"{where}: its schedule ends in pure noise (rescale_betas_zero_snr), where predicted "
-            "noise says nothing of the picture",
-            hint="if the model predicts v, say so in its scheduler: prediction_type v_prediction",
-        )
+    try:
+        Schedule.of_scheduler(scheduler).check(str(scheduler.config.get("prediction_type")))
+    except UsageError as error:
+        raise IncompatibleError(f"{where}: {error.message}", hint=error.hint) from error
 
 
 def _check_filled(path: Path, pipeline: Any, kind: str) -> None:

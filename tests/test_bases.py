@@ -263,6 +263,12 @@ def retensor(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def end_in_noise(folder: Path) -> None:
+    edit(folder / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
+    told = {"rescale_betas_zero_snr": True, "clip_sample": False}
+    edit(folder / "scheduler/scheduler_config.json", **told)
+
+
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 REFUSED: dict[str, tuple[Callable[[Path], Any], type[LcmArithError], str]] = {
     "inpainting": (
@@ -296,17 +302,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[LcmArithError], str]] = {
         "no diffusers pipeline",
     ),
     "noise from pure noise": (
-        lambda f: (
-            edit(f / "model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
-            edit(f / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
-        ),
+        end_in_noise,
         IncompatibleError,
         "pure noise",
     ),
     "continuous": (
         lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="flow_prediction"),
         IncompatibleError,
-        "prediction type is .?flow_prediction|of prediction type flow_prediction",
+        "prediction type (is )?.?flow_prediction",
     ),
     "pickle": (
         lambda f: (f / WEIGHTS).rename(f / "unet/diffusion_pytorch_model.bin"),

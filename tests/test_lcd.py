@@ -102,7 +102,7 @@ def test_dpm_2s_is_the_papers_update_in_log_signal_to_noise() -> None:
 def test_an_omega_for_each_picture_is_that_omega() -> None:
     cond, uncond = states("c", "∅")
     omega = torch.linspace(0, 15, 50)
-    wanted = [guided(*pair, float(w)) for *pair, w in zip(cond, uncond, omega, strict=True)]
+    wanted = [guided(c, u, float(w)) for c, u, w in zip(cond, uncond, omega, strict=True)]
     assert torch.equal(guided(cond, uncond, omega), torch.stack(wanted))
 
 
@@ -262,7 +262,7 @@ def test_a_target_averages_parameters_and_copies_buffers() -> None:
     wanted = student.weight.detach().clone()
     for step in range(3):
         with torch.no_grad():
-            student.weight += torch.tensor([0.5, -step])
+            student.weight.add_(torch.tensor([0.5, -step]))
             student.get_buffer("running_mean").fill_(step)
         average.update()
         wanted = 0.95 * wanted + 0.05 * student.weight.detach()

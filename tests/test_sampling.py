@@ -5,6 +5,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from lcm_arith.bases import load_base
@@ -82,6 +83,27 @@ def test_every_kind_of_base_is_sampled_as_its_pipeline_does(
     if kind == "sdxl":
         assert int(np.abs(plain - theirs()).max()) <= 1
         assert int(np.abs(plain.astype(int) - ours).max()) > 1
+
+
+def test_a_student_that_is_told_omega_is_sampled_as_its_pipeline_does() -> None:
+    pipeline = tiny.pipeline("sd15", time_cond_proj_dim=32)
+    pipeline.set_progress_bar_config(disable=True)
+    told = {"embeds": encode_prompts(pipeline, PROMPTS), "omega": torch.full((2,), 7.5)}
+    noise = torch.cat(
+        [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 7)]
+    )
+    options: dict[str, Any] = {"sampler": "lcm", "steps": 1, "guidance": 1.0}
+    ours = sample(pipeline, told, encode_prompts(pipeline, [""]), [3, 7], **options)
+    pipeline.scheduler = diffusers.LCMScheduler.from_config(pipeline.scheduler.config)
+
+    def theirs(scale: float) -> np.ndarray:
+        shown = pipeline(
+            PROMPTS, num_inference_steps=1, guidance_scale=scale, latents=noise, output_type="np"
+        )
+        return np.asarray((shown.images * 255).round().astype(int))
+
+    assert int(np.abs(ours - theirs(8.5)).max()) <= 1  # s = 1 + ω
+    assert int(np.abs(ours - theirs(2.0)).max()) > 1
 
 
 @pytest.mark.parametrize("guidance", [0.5, 1.0, 2.0])

@@ -144,6 +144,24 @@ def sample(
     Raises:
         UsageError: If the sampler is unknown or the steps are out of range.
     """
+    how: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "fast": fast}
+    return decode(pipeline, denoise(pipeline, embeds, uncond, seeds, on_step=on_step, **how))
+
+
+@torch.no_grad()
+def denoise(
+    pipeline: Any,
+    embeds: Tensor,
+    uncond: Tensor,
+    seeds: Sequence[int],
+    *,
+    sampler: str,
+    steps: int,
+    guidance: float,
+    fast: bool = False,
+    on_step: Callable[[], None] | None = None,
+) -> Tensor:
+    """The scaled latents ``[B, C, h, w]`` behind the pictures of :func:`sample`; as there."""
     scheduler = make_scheduler(pipeline.scheduler.config, sampler, steps)
     unet, device = pipeline.unet, pipeline.unet.device
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -169,7 +187,7 @@ def sample(
         z = result.prev_sample
         if on_step:
             on_step()
-    return decode(pipeline, z)
+    return z
 
 
 def _whole(pipeline: Any, told: Tensor | Condition) -> Condition:

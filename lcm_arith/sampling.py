@@ -151,8 +151,8 @@ def sample(
 @torch.no_grad()
 def denoise(
     pipeline: Any,
-    embeds: Tensor,
-    uncond: Tensor,
+    embeds: Tensor | Condition,
+    uncond: Tensor | Condition,
     seeds: Sequence[int],
     *,
     sampler: str,
@@ -167,7 +167,7 @@ def denoise(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     size = unet.config.sample_size
     shape = (1, unet.config.in_channels, size, size)
-    z = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
+    z: Tensor = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
     z = z * scheduler.init_noise_sigma
     guided = guidance > 1
     c = _whole(pipeline, embeds)

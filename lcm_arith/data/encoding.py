@@ -8,22 +8,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lcm_arith.bases import Base
 from lcm_arith.data import pixels
 from lcm_arith.data.captions import forms, listed
 from lcm_arith.data.drawing import Row
 from lcm_arith.data.sources import Item, Survey, reason
 from lcm_arith.data.work import Made, Work, a_pass, parts
 from lcm_arith.errors import InvalidContentError, UsageError
-
-if TYPE_CHECKING:
-    from lcm_arith.bases import Base
 
 _AHEAD: Final = 16  # pictures that are read while others are encoded
 _THREADS: Final = 4
@@ -147,7 +145,7 @@ def _latents(base: Base, shown: Sequence[tuple[str, np.ndarray]]) -> Tensor:
         InvalidContentError: If some are not finite; names the first.
     """
     try:
-        z0 = base.to_latents(np.stack([each for _, each in shown]))
+        z0: Tensor = base.to_latents(np.stack([each for _, each in shown]))
     except InvalidContentError as error:
         if not shown[1:]:
             raise InvalidContentError(f"{shown[0][0]}: {error.message}", hint=error.hint) from error

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from lcm_arith.bases import Base
 from lcm_arith.data import saved
 from lcm_arith.data.drawing import TrainingSet
 from lcm_arith.data.drawings import Captioned
@@ -21,9 +21,6 @@ from lcm_arith.data.teacher import prompted
 from lcm_arith.data.work import OnStage, Work
 from lcm_arith.errors import UsageError
 from lcm_arith.sampling import too_long
-
-if TYPE_CHECKING:
-    from lcm_arith.bases import Base
 
 
 def silent(stage: str, done: int, total: int, note: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from lcm_arith.bases import Base
 from lcm_arith.data.captions import forms
 from lcm_arith.data.drawing import Row
 from lcm_arith.data.sources import Survey
@@ -13,9 +14,6 @@ from lcm_arith.data.work import Made, Work, a_pass, parts
 from lcm_arith.errors import InvalidContentError
 from lcm_arith.families import embedded
 from lcm_arith.sampling import denoise
-
-if TYPE_CHECKING:
-    from lcm_arith.bases import Base
 
 SD_GUIDANCE: Final = 7.5  # diffusers' default, what SD families are sampled at
 

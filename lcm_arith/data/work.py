@@ -6,14 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
+from lcm_arith.bases import Base
 from lcm_arith.data.drawing import Row
 from lcm_arith.data.options import DataOptions
 from lcm_arith.data.store import Store
-
-if TYPE_CHECKING:
-    from lcm_arith.bases import Base
 
 OnStage = Callable[[str, int, int, str], None]
 """Told about progress: (stage, done, total, note)."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import struct
 import tarfile
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lcm_arith.bases import Base, load_base
+from lcm_arith.bases import Base
 from lcm_arith.condition import Condition
 from lcm_arith.data import encoding, pixels, sources, store
 from lcm_arith.data.captions import forms
@@ -338,6 +339,7 @@ def test_pictures_without_caption_are_listed_left_out_or_shown_without(
         ({"metadata.jsonl": b'{"file_name": "a.png"'}, "line 1: is not JSON"),
         ({"metadata.jsonl": b'{"text": "x"}'}, "line 1: has no file_name"),
         ({"metadata.jsonl": b'{"file_name": "a.png", "text": 3}'}, "line 1: caption 3"),
+        ({"metadata.csv": b"file_name,text,repeats\na.png,x,-1"}, "line 2.*repeats '-1'"),
         ({"metadata.jsonl": b'{"file_name": "a.png"}\n{"file_name": "a.png"}'}, "line 2.*twice"),
         ({"metadata.csv": b"file,text\na.png,x\n"}, "its columns are file, text"),
         ({"metadata.csv": b"file_name,text\na.png,x\na.png,y\n"}, "line 3: a.png is there twice"),
@@ -569,7 +571,7 @@ def test_a_cache_alone_is_a_source_that_gives_the_same_batches(
     with pytest.raises(IncompatibleError, match="another vae than the base model's"):
         prepare(Counting("sdxl", vae="w"), cache)  # type: ignore[arg-type]
     next(cache.glob("shard-*")).unlink()
-    with pytest.raises(InvalidContentError, match="of 10 tensors are not in the shards"):
+    with pytest.raises(InvalidContentError, match="14 of 14 tensors are not in the shards"):
         prepare(base, cache)
 
 
@@ -669,6 +671,7 @@ def test_a_folder_with_other_things_is_no_cache(base: Any, folder: Path) -> None
         ({"caption_missing": "no"}, "one of error, empty, skip"),
         ({"cache_dtype": "int8"}, "one of float32"),
         ({"repeats": 0}, "repeats 0: at least 1"),
+        ({"repeats": 9999}, "repeats 9999: at most 1000"),
         ({"keep_tokens": 2}, "shuffles is 0"),
         ({"resolution": 100, "bucket_step": 64}, "resolution 100 px is no multiple"),
         ({"resolution": 36}, "a latent is 8 px wide"),
@@ -693,9 +696,9 @@ def test_pictures_have_buckets_of_64_from_512_px_on_and_are_square_below() -> No
 # --- with the embedded model ---------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def real() -> Base:
-    return load_base()
+@pytest.fixture
+def real(pipeline: Any) -> Base:
+    return Base(pipeline, "base", {"vae": "v", "text_encoder": "t"}, embedded().name, "sd")
 
 
 def test_latents_decode_to_the_pictures(real: Base) -> None:
@@ -703,7 +706,7 @@ def test_latents_decode_to_the_pictures(real: Base) -> None:
     few = Captioned(shown.pixels[:16], shown.captions[:16], shown.origin)
     data = prepare(real, few)
     assert [row.captions[0] for row in data.rows] == list(few.captions)
-    back = decode(real.pipeline, torch.stack([data.store[f"{r.latents[0]}.z0"] for r in data.rows]))
+    back = decode(real.pipeline, torch.stack(list(map(data.z0, range(16)))))
     error = np.abs(back.astype(float) - few.pixels.astype(float)).mean() / 127.5
     assert error < 0.12  # the VAE is soft; a wrong scale or layout gives over 0.4
     assert data.origin["sets"] == ["noto"]
@@ -731,7 +734,7 @@ def test_prompts_without_pictures_get_the_latents_of_the_base_models_own_picture
         steps=2,
         guidance=embedded().guidance,
     )
-    latents = torch.stack([data.store[f"{row.latents[0]}.z0"] for row in data.rows])
+    latents = torch.stack(list(map(data.z0, range(4))))
     assert np.array_equal(decode(real.pipeline, latents), wanted)
     calls = []
     hook = real.unet.register_forward_hook(lambda *_: calls.append(1))
@@ -760,3 +763,17 @@ def test_every_third_training_picture_can_be_captioned_by_a_tag() -> None:
         tags = thing.tags or (thing.caption,)
         assert own[1:3] + own[4:] == (thing.caption,) * 4
         assert own[::3] == (tags[0], tags[1 % len(tags)])
+
+
+def test_names_that_are_not_utf8_and_hidden_files_do_no_harm(
+    base: Any, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "._a.png").write_bytes(b"of a Macintosh")
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails" / "x.png").write_bytes(b"x")
+    (folder / "a.png").rename(folder / os.fsdecode(b"\xff.png"))
+    (folder / "a.txt").rename(folder / os.fsdecode(b"\xff.txt"))
+    prepare(base, folder, cache=tmp_path / "cache")
+    data = prepare(base, tmp_path / "cache")
+    assert [row.captions[0][-1] for row in data.rows] == ["b", "c", "a"]
+    assert data.skipped == ()

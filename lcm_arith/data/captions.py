@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from lcm_arith.data.options import DataOptions
+from lcm_arith.data.options import MOST_REPEATS, DataOptions
 from lcm_arith.errors import InvalidContentError
 
 METADATA: Final = ("metadata.jsonl", "metadata.csv")
@@ -54,7 +54,7 @@ def noted(names: list[str], files: Files, where: str) -> tuple[list[Noted], list
     if problems:
         raise InvalidContentError(
             f"{where}: {len(problems)} captions cannot be read:\n  " + listed(problems),
-            hint="save them as UTF-8 text",
+            hint="save them as UTF-8 text, x.json as an object",
         )
     return notes, sorted(rows.keys() - set(names))
 
@@ -105,8 +105,11 @@ def _note(row: Mapping[str, Any]) -> Noted:
     """Of a row that may hold more than is wanted."""
     caption = next((row[key] for key in KEYS if row.get(key)), "")
     repeats = row.get("repeats") or 1
-    if not isinstance(caption, str) or not str(repeats).isdecimal() or not int(repeats):
-        raise ValueError(f"caption {caption!r}, repeats {repeats!r}: a text and a number from 1 on")
+    if not isinstance(caption, str) or str(repeats) not in map(str, range(1, MOST_REPEATS + 1)):
+        raise ValueError(
+            f"caption {caption!r}, repeats {repeats!r}: a text and a number from 1 to "
+            f"{MOST_REPEATS}"
+        )
     return Noted(caption.strip(), int(repeats))
 
 

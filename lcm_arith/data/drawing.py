@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from lcm_arith.condition import Condition
 from lcm_arith.data.store import Store
 from lcm_arith.errors import UsageError
 
-_ORDERS_KEPT = 4  # one of this epoch and of the next, for two batch sizes
+TOLD: Final = {"sd": ("embeds",), "sdxl": ("embeds", "pooled")}
+"""Kind of base model → what it is told of a caption."""
+_ORDERS_KEPT: Final = 4  # one of this epoch and of the next, for two batch sizes
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class TrainingSet:
         embeds: Caption → key of its embedding.
         nothing: Key of the embedding of no caption, ∅.
         store: Holds both; they are read when they are drawn.
-        timed: Whether the base model is told sizes (SDXL).
+        kind: Of the base model, "sd" or "sdxl"; the latter is told sizes, too.
         origin: What they were made of and how, JSON-ready, without paths.
         skipped: ``file: reason`` of what could not be used.
     """
@@ -71,7 +74,7 @@ class TrainingSet:
     embeds: Mapping[str, str]
     nothing: str
     store: Store
-    timed: bool
+    kind: str
     origin: dict[str, Any]
     skipped: tuple[str, ...] = ()
     _orders: dict[tuple[int, int, int], list[np.ndarray]] = field(default_factory=dict, repr=False)
@@ -89,7 +92,7 @@ class TrainingSet:
         """
         if size < 1:
             raise UsageError(f"batch {size}: at least 1 picture")
-        return sum(-(-len(bucket) // size) for bucket in self._buckets())
+        return sum(-(-len(bucket) // size) for bucket in self._buckets)
 
     def batch(self, index: int, size: int, seed: int) -> Drawn:
         """The ``index``-th batch of an endless stream that depends on the arguments alone.
@@ -111,10 +114,14 @@ class TrainingSet:
         captions = tuple(_one_of(row.captions, u) for row, u in zip(rows, chance[0], strict=True))
         z0 = [_one_of(row.latents, u) for row, u in zip(rows, chance[1], strict=True)]
         cond = dict(self.embeddings(captions))
-        if self.timed:
+        if self.kind == "sdxl":
             told = [_one_of(row.time_ids, u) for row, u in zip(rows, chance[1], strict=True)]
             cond["time_ids"] = torch.tensor(told, dtype=torch.float32)  # [B, 6]
         return Drawn(torch.stack([self.store[f"{key}.z0"] for key in z0]), cond, captions)
+
+    def z0(self, picture: int) -> Tensor:
+        """Latents ``[C, h, w]`` of a picture by its place in :attr:`rows`, as it is, float32."""
+        return self.store[f"{self.rows[picture].latents[0]}.z0"]
 
     def embeddings(self, captions: Sequence[str]) -> Condition:
         """``embeds`` and, for SDXL, ``pooled`` of captions of this set, one row each."""
@@ -132,9 +139,12 @@ class TrainingSet:
         }
 
     def _stacked(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        names = ("embeds", "pooled") if self.timed else ("embeds",)
-        return {name: torch.stack([self.store[f"{key}.{name}"] for key in keys]) for name in names}
+        return {
+            name: torch.stack([self.store[f"{key}.{name}"] for key in keys])
+            for name in TOLD[self.kind]
+        }
 
+    @cached_property
     def _buckets(self) -> list[np.ndarray]:
         """Rows of each bucket, each as often as it comes in an epoch."""
         members: dict[tuple[int, int], list[int]] = {}
@@ -150,7 +160,7 @@ class TrainingSet:
         random = np.random.default_rng((0, seed, epoch))
         batches = [
             shuffled[at : at + size]
-            for shuffled in map(random.permutation, self._buckets())
+            for shuffled in map(random.permutation, self._buckets)
             for at in range(0, len(shuffled), size)
         ]
         order = [batches[at] for at in random.permutation(len(batches))]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -57,16 +58,18 @@ def pictured(work: Work, found: Survey) -> Made:
         except pixels.UNREADABLE as error:
             return f"{item.name}: {reason(error)}"
 
-    for done, each in enumerate(_ahead(look, found.items), start=1):
-        if isinstance(each, str):
-            skipped.append(each)
-        else:
-            bucket = waiting.setdefault(each.row.bucket, {})
-            bucket |= {key: (each.row.name, shown) for key, shown in each.pixels.items()}
-            made.append(replace(each, pixels={}))
-            if len(bucket) >= a_pass(*each.row.bucket):
-                _encode_pictures(work, bucket)
-        work.on_stage("encode", done, len(found.items), "")
+    with closing(_ahead(look, found.items)) as looked:
+        for done, each in enumerate(looked, start=1):
+            if isinstance(each, str):
+                skipped.append(each)
+            else:
+                bucket = waiting.setdefault(each.row.bucket, {})
+                bucket |= {key: (each.row.name, shown) for key, shown in each.pixels.items()}
+                made.append(replace(each, pixels={}))
+                if len(bucket) >= a_pass(*each.row.bucket):
+                    _encode_pictures(work, bucket)
+            note = f"{len(skipped)} skipped" if skipped else ""
+            work.on_stage("encode", done, len(found.items), note)
     for bucket in waiting.values():
         _encode_pictures(work, bucket)
     if not made:
@@ -159,7 +162,7 @@ def _latents(base: Base, shown: Sequence[tuple[str, np.ndarray]]) -> Tensor:
     return z0
 
 
-def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Generator[R]:
     """The results in order, some of them made while the last one is used."""
     futures: deque[Future[R]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings():

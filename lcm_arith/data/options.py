@@ -13,6 +13,7 @@ MISSING: Final = ("error", "empty", "skip")
 CACHE_DTYPES: Final = ("float32", "bfloat16", "float16")
 BUCKETS_FROM: Final = 512  # px; below, pictures are square unless asked otherwise
 BUCKET_STEP: Final = 64  # px
+MOST_REPEATS: Final = 1000
 
 OF_PICTURES: Final = ("resolution", "bucket_step", "crop", "flip", "caption_missing")
 OF_PROMPTS: Final = (
@@ -44,7 +45,8 @@ class DataOptions:
             and one is drawn each time; 0 leaves captions as they are.
         keep_tokens: So many tags at the front stay there while the others are shuffled; the
             trigger counts as one.
-        clip_skip: Layers of the text encoder left out at its end.
+        clip_skip: Layers of the text encoder left out at its end; 0 is the model's own choice.
+            kohya's number is one higher for SD.
         max_tokens: Tokens of a caption that are read, a multiple of what the text encoder reads at
             once, 75 of CLIP: 75, 150, 225. None is once.
         repeats: Times that each picture comes in an epoch; ``repeats`` in its metadata multiplies.
@@ -92,6 +94,8 @@ class DataOptions:
             "teacher_steps": 1,
             "teacher_seed": 0,
         }
+        if self.repeats > MOST_REPEATS:
+            raise UsageError(f"repeats {self.repeats}: at most {MOST_REPEATS}")
         for name, among in choices.items():
             if getattr(self, name) not in among:
                 raise UsageError(f"{name} {getattr(self, name)!r}: one of {', '.join(among)}")

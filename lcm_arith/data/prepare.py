@@ -86,9 +86,7 @@ def prepare(
             "cut_captions": _cut_captions(base, options, embeds),
             "options": options.given(),
         }
-        data = TrainingSet(
-            made.rows, embeds, nothing, store, base.kind == "sdxl", origin, made.skipped
-        )
+        data = TrainingSet(made.rows, embeds, nothing, store, base.kind, origin, made.skipped)
         data = replace(data, origin={**origin, "digest": saved.digest(data)})
         if cache is not None:
             saved.save(data, cache, found.identity, base.parts)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from lcm_arith import durable
-from lcm_arith.data.drawing import Row, TrainingSet
+from lcm_arith.data.drawing import TOLD, Row, TrainingSet
 from lcm_arith.data.options import DataOptions
 from lcm_arith.data.store import SET, Store
 from lcm_arith.errors import IncompatibleError, InvalidContentError, UsageError
@@ -40,15 +39,15 @@ def save(data: TrainingSet, folder: Path, identity: str, parts: Mapping[str, str
     content = {
         "version": VERSION,
         "dtype": str(data.store.dtype).removeprefix("torch."),
-        "timed": data.timed,
+        "kind": data.kind,
         "encoders": {part: parts[part] for part in sorted(parts) if part not in _UNUSED},
         "origin": data.origin,
         "skipped": data.skipped,
         "nothing": data.nothing,
         "embeds": data.embeds,
-        "rows": [asdict(row) for row in data.rows],
+        "rows": [vars(row) for row in data.rows],
     }
-    durable.write(path, json.dumps(content, ensure_ascii=False).encode())
+    durable.write(path, json.dumps(content).encode())
     return path
 
 
@@ -84,7 +83,7 @@ def load(path: Path, parts: Mapping[str, str], options: DataOptions) -> Training
         content["embeds"],
         content["nothing"],
         store,
-        content["timed"],
+        content["kind"],
         content["origin"],
         tuple(content["skipped"]),
     )
@@ -112,7 +111,8 @@ def _row(**told: Any) -> Row:
 
 def _check_there(path: Path, data: TrainingSet) -> None:
     names = [f"{key}.z0" for row in data.rows for key in row.latents]
-    names += [f"{key}.embeds" for key in (*data.embeds.values(), data.nothing)]
+    captions = (*data.embeds.values(), data.nothing)
+    names += [f"{key}.{name}" for key in captions for name in TOLD[data.kind]]
     missing = sum(name not in data.store for name in names)
     if missing:
         raise InvalidContentError(

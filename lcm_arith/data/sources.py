@@ -94,11 +94,11 @@ def survey(source: Path | str | Captioned, options: DataOptions) -> Survey:
         UsageError: If options are given that have no effect on that kind of source.
     """
     found = _find(source)
-    if found.kind != "prompts":
+    if found.items:
         options.refuse(OF_PROMPTS, "the data has pictures of its own")
     if found.kind == "prompts":
         options.refuse(OF_PICTURES, "prompts without pictures take the base model's size")
-    if found.kind in ("prompts", "cache"):
+    if found.kind in ("prompts", "cache"):  # of a cache the options are compared when it is read
         return found
     found = _with_captions(found, options)
     _check_usable(found)
@@ -125,27 +125,30 @@ def _find(source: Path | str | Captioned) -> Survey:
 
 
 def _identity(*words: str) -> str:
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(words))).hexdigest()
 
 
 # --- folders and archives ------------------------------------------------------------------------
 
 
 def _folder(folder: Path) -> Survey:
-    """All below it, but for names that begin with a dot; links to folders are not followed."""
+    """All below it; links to folders are not followed."""
     files: dict[str, Callable[[], bytes]] = {}
     for at, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                path = Path(at, name)
-                files[path.relative_to(folder).as_posix()] = path.read_bytes
+        for path in (Path(at, name) for name in names):
+            files[path.relative_to(folder).as_posix()] = path.read_bytes
     items, skipped = _items(files, str(folder))
     return Survey("folder", _identity(str(folder.resolve())), items, skipped=skipped)
 
 
 def _items(files: Files, where: str, prefix: str = "") -> tuple[tuple[Item, ...], tuple[str, ...]]:
-    names = sorted(name for name in files if name.lower().endswith(pixels.SUFFIXES))
+    """The pictures; names that begin with a dot are a system's own (``._x.png``), not one's."""
+    names = sorted(
+        name
+        for name in files
+        if name.lower().endswith(pixels.SUFFIXES) and not name.rpartition("/")[2].startswith(".")
+    )
     notes, unknown = noted(names, files, where)
     items = (Item(prefix + n, note, files[n]) for n, note in zip(names, notes, strict=True))
     return tuple(items), tuple(f"{prefix}{n}: is in the metadata, but not there" for n in unknown)

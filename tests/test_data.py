@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from lcm_arith.bases import Base
 from lcm_arith.condition import Condition
-from lcm_arith.data import encoding, pixels, sources, store
+from lcm_arith.data import encoding, pixels, sources, store, teacher
 from lcm_arith.data.captions import forms
 from lcm_arith.data.drawing import TrainingSet
 from lcm_arith.data.drawings import Captioned, embedded_pictures
-from lcm_arith.data.options import DataOptions
+from lcm_arith.data.options import OF_PROMPTS, DataOptions
 from lcm_arith.data.prepare import prepare
 from lcm_arith.data.sources import survey
 from lcm_arith.embedded import pictures
@@ -777,3 +777,52 @@ def test_names_that_are_not_utf8_and_hidden_files_do_no_harm(
     data = prepare(base, tmp_path / "cache")
     assert [row.captions[0][-1] for row in data.rows] == ["b", "c", "a"]
     assert data.skipped == ()
+
+
+CHANGES: dict[str, Any] = {
+    "resolution": 64,
+    "bucket_step": 8,
+    "crop": "random",
+    "flip": True,
+    "caption_missing": "skip",
+    "trigger": "zzz",
+    "shuffles": 3,
+    "keep_tokens": 1,
+    "clip_skip": 1,
+    "max_tokens": 10,
+    "repeats": 2,
+    "cache_dtype": "bfloat16",
+    "per_prompt": 2,
+    "teacher_sampler": "ddim",
+    "teacher_steps": 3,
+    "teacher_guidance": 2.0,
+    "teacher_seed": 1,
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(DataOptions)])
+def test_every_option_changes_what_is_drawn(
+    base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def told(*given: Any, **how: Any) -> Tensor:
+        of_all = [[len(repr(how)), seed, how["steps"], how["guidance"]] for seed in given[3]]
+        return torch.tensor(of_all).float()[..., None, None]
+
+    monkeypatch.setattr(teacher, "denoise", told)
+    picture(200, (99, 32)).save(tmp_path / "a.png")
+    picture(100, (99, 32)).save(tmp_path / "b.png")
+    (tmp_path / "a.txt").write_text("x, y, z")
+    (tmp_path / "prompts.txt").write_text("x, y\n")
+    source = tmp_path / "prompts.txt" if name in OF_PROMPTS else tmp_path
+    common = DataOptions() if name in OF_PROMPTS else DataOptions(caption_missing="empty")
+    common = replace(common, shuffles=2) if name == "keep_tokens" else common
+
+    def drawn(options: DataOptions) -> list[Any]:
+        data = prepare(base, source, options)
+        epoch = [data.batch(at, 9, seed=3) for at in range(data.batches(9))]
+        values = [[b.z0, *b.cond.values()] for b in epoch]
+        return [[t.shape, t.tolist()] for each in values for t in each] + [
+            b.captions for b in epoch
+        ]
+
+    assert drawn(common) != drawn(replace(common, **{name: CHANGES[name]}))

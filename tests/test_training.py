@@ -5,19 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support import random_vector
 
 from lcm_arith.adapters import facts, load, save
-from lcm_arith.dataset import embedded_pictures, encode, folder_pictures
+from lcm_arith.dataset import embedded_pictures, encode
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import (
     DivergedError,
     IncompatibleError,
-    InvalidContentError,
     NotFoundError,
     VerificationError,
 )
@@ -253,68 +251,6 @@ def test_gradients_are_clipped(fresh_pipeline: Callable[[], Any]) -> None:
     finally:
         torch.optim.AdamW = original  # type: ignore[misc]
     assert max(norms) == pytest.approx(1.0, rel=1e-3)
-
-
-def test_embedded_training_pictures_are_part_a_only() -> None:
-    shown = embedded_pictures(("twemoji",), "A", 2)
-    assert set(shown.captions) == {c.caption for c in pictures.concepts("A")}
-    assert len(shown.pixels) == 2 * len(pictures.concepts("A"))
-
-
-def test_every_third_training_picture_can_be_captioned_by_a_tag() -> None:
-    shown = embedded_pictures(("twemoji",), "A", 6, tagged=3)
-    for at, thing in enumerate(pictures.concepts("A")):
-        own = shown.captions[6 * at : 6 * at + 6]
-        tags = thing.tags or (thing.caption,)
-        assert own[1:3] + own[4:] == (thing.caption,) * 4
-        assert own[::3] == (tags[0], tags[1 % len(tags)])
-
-
-def test_latents_decode_to_the_pictures(pipeline: Any) -> None:
-    shown = embedded_pictures(("noto",), "A", 1)
-    from lcm_arith.sampling import decode
-
-    data = encode(pipeline, shown)
-    back = decode(pipeline, data.z0[:16])
-    error = np.abs(back.astype(float) - shown.pixels[:16].astype(float)).mean() / 127.5
-    assert error < 0.12  # the VAE is soft; a wrong scale or layout gives over 0.4
-    assert data.caption_of.tolist() == list(range(len(shown.captions)))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ("empty", "no picture"),
-        ("caption", "lacks its caption"),
-        ("blank", "is empty"),
-        ("cut", "cannot be read"),
-    ],
-)
-def test_a_data_folder_that_cannot_be_used_says_which_file(
-    folder: Path, wrong: str, message: str
-) -> None:
-    if wrong == "empty":
-        for path in folder.iterdir():
-            path.unlink()
-    elif wrong == "caption":
-        (folder / "1.txt").unlink()
-    elif wrong == "blank":
-        (folder / "1.txt").write_text(" \n")
-    else:
-        (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
-    with pytest.raises(InvalidContentError, match=message) as caught:
-        folder_pictures(folder, 64)
-    assert caught.value.exit_code == 4
-    with pytest.raises(NotFoundError):
-        folder_pictures(folder / "nowhere", 64)
-
-
-def test_pictures_of_other_sizes_are_cropped_and_laid_on_white(folder: Path) -> None:
-    wide = Image.new("RGBA", (300, 100), (0, 0, 0, 0))
-    wide.save(folder / "0.png")
-    pixels = folder_pictures(folder, 64).pixels
-    assert pixels.shape == (3, 64, 64, 3)
-    assert pixels[0].min() == 255
 
 
 def test_a_failed_proof_keeps_the_earlier_file(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from ground.common import VARIANTS, Options, digest, say, train
-from lcm_arith.dataset import TrainingSet, embedded_pictures, encode
+from lcm_arith.bases import Base
+from lcm_arith.data.drawing import TrainingSet
+from lcm_arith.data.drawings import embedded_pictures
+from lcm_arith.data.prepare import prepare
 from lcm_arith.embedded import files, pictures
 from lcm_arith.evaluation.report import png_bytes
 from lcm_arith.evaluation.sheets import contact_sheet
@@ -34,15 +37,16 @@ def build(options: Options) -> None:
     pipeline = assemble(options)
     unet, schedule = pipeline.unet, Schedule.of_pipeline(pipeline)
     explicit_attention(unet)
-    data = encode(pipeline, embedded_pictures(pictures.base_sets(), "all", VARIANTS))
-    tags = TagEmbeddings(pipeline, data)
+    base = Base(pipeline, "", {"vae": "", "text_encoder": ""}, "emoji", "sd")  # nothing is cached
+    data = prepare(base, embedded_pictures(pictures.base_sets(), "all", VARIANTS))
+    all_z0 = torch.stack([data.z0(picture) for picture in range(data.pictures)])
+    tags = TagEmbeddings(base, data)
     plan = options.shortened(PLAN)
 
     def loss_of(step: int) -> Tensor:
         generator = step_generator(SEED, step)
-        rows = torch.randint(len(data.z0), (plan.batch,), generator=generator)
-        z0, caption = data.z0[rows], data.caption_of[rows]
-        c = tags.draw(caption, generator)
+        rows = torch.randint(data.pictures, (plan.batch,), generator=generator)
+        z0, c = all_z0[rows], tags.draw(rows, generator)
         t = torch.randint(len(schedule.alpha_t), (plan.batch,), generator=generator)
         noise = torch.randn(z0.shape, generator=generator)
         to = [x.to(unet.device) for x in (z0, noise, t, c)]
@@ -118,25 +122,28 @@ def assemble(options: Options) -> Any:
 class TagEmbeddings:
     """Embeddings of every caption with those of its tags, to draw from."""
 
-    def __init__(self, pipeline: Any, data: TrainingSet) -> None:
-        things = pictures.concepts()  # in the order in which the captions were encoded
-        if len(things) != len(data.embeds):
-            raise ValueError(f"{len(data.embeds)} embeddings of {len(things)} captions")
+    def __init__(self, base: Base, data: TrainingSet) -> None:
+        things = pictures.concepts()
+        captions = tuple(thing.caption for thing in things)
+        place = {caption: at for at, caption in enumerate(captions)}
+        self._thing = torch.tensor([place[row.captions[0]] for row in data.rows])
+        self._captions = data.embeddings(captions)["embeds"]
+        self._empty = data.uncond({"embeds": self._captions[:1]})["embeds"]
         tags = sorted({tag for thing in things for tag in thing.tags})
-        self._data = data
-        self._tags = encode_prompts(pipeline, tags).cpu() if tags else data.uncond
-        place = {tag: index for index, tag in enumerate(tags)}
-        self._own = [[place[tag] for tag in thing.tags] for thing in things]
+        self._tags = base.encode(tags)["embeds"].cpu() if tags else self._empty
+        number = {tag: index for index, tag in enumerate(tags)}
+        self._own = [[number[tag] for tag in thing.tags] for thing in things]
 
-    def draw(self, caption: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Condition of each picture: its caption, at times one of its tags, or nothing."""
-        c = self._data.embeds[caption].clone()
-        chance = torch.rand(len(caption), generator=generator)
-        which = torch.rand(len(caption), generator=generator)
+        things = self._thing[rows]
+        c = self._captions[things].clone()
+        chance = torch.rand(len(rows), generator=generator)
+        which = torch.rand(len(rows), generator=generator)
         for row in (chance < EMPTY + TAGGED).nonzero().flatten().tolist():
-            own = self._own[int(caption[row])]
+            own = self._own[int(things[row])]
             if chance[row] < EMPTY:
-                c[row] = self._data.uncond[0]
+                c[row] = self._empty[0]
             elif own:
                 c[row] = self._tags[own[int(which[row] * len(own))]]
         return c

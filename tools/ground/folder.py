@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ground.common import BuildError, Options, say
 from ground.packages import write_data
-from lcm_arith.dataset import PICTURE_SUFFIXES
+from lcm_arith.data.pixels import SUFFIXES
 from lcm_arith.embedded.pictures import SIDE, PictureSet, Pixels, part_of
 
 _SHOWN: Final = 5
@@ -62,7 +62,7 @@ def read_style(folder: Path) -> dict[str, Pixels]:
     """Caption → drawing, uint8 ``[64, 64, 4]``, of one folder; all problems are raised at once."""
     drawings: dict[str, Pixels] = {}
     problems: list[str] = []
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     for path in paths:
         try:
             caption = path.with_suffix(".txt").read_text(encoding="utf-8").strip()

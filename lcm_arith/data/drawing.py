@@ -110,7 +110,7 @@ class TrainingSet:
         """
         epoch, place = divmod(index, self.batches(size))
         rows = [self.rows[at] for at in self._order(epoch, size, seed)[place]]
-        chance = np.random.default_rng((1, seed, index)).random((2, len(rows)))
+        chance = np.random.default_rng((1, seed % 2**64, index)).random((2, len(rows)))
         captions = tuple(_one_of(row.captions, u) for row, u in zip(rows, chance[0], strict=True))
         z0 = [_one_of(row.latents, u) for row, u in zip(rows, chance[1], strict=True)]
         cond = dict(self.embeddings(captions))
@@ -157,7 +157,7 @@ class TrainingSet:
         known = self._orders.get((epoch, size, seed))
         if known is not None:
             return known
-        random = np.random.default_rng((0, seed, epoch))
+        random = np.random.default_rng((0, seed % 2**64, epoch))
         batches = [
             shuffled[at : at + size]
             for shuffled in map(random.permutation, self._buckets)

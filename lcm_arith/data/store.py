@@ -65,8 +65,18 @@ class Store:
         return tensor.float()
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Keeps a tensor; in a folder once a shard is full or at :meth:`flush`."""
+        """Keeps a tensor; in a folder once a shard is full or at :meth:`flush`.
+
+        Raises:
+            InvalidContentError: If it is not finite in the number format.
+            StorageError, VerificationError: As :meth:`flush`.
+        """
         tensor = tensor.detach().to("cpu", self.dtype, copy=True).contiguous()
+        if not bool(tensor.isfinite().all()):
+            raise InvalidContentError(
+                f"latents or embeddings are not finite, or too large for {self.dtype}",
+                hint="keep them as bfloat16 or float32",
+            )
         if self.folder is None:
             self._held[name] = tensor
             return

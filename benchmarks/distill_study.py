@@ -19,7 +19,10 @@ from _study import cells, judged, options, write
 from rich.console import Console
 from rich.progress import Progress
 
-from lcm_arith.dataset import TrainingSet, embedded_pictures, encode
+from lcm_arith.bases import load_base
+from lcm_arith.data.drawing import TrainingSet
+from lcm_arith.data.drawings import embedded_pictures
+from lcm_arith.data.prepare import prepare
 from lcm_arith.embedded import pictures
 from lcm_arith.families import embedded
 from lcm_arith.fuse import LiveWeights
@@ -115,7 +118,7 @@ def main() -> None:
     with Progress(console=Console(stderr=True)) as bar:
         rows = references(given)
         shown = embedded_pictures(pictures.base_sets(), "A", VARIANTS)
-        data = encode(load_pipeline(embedded().base), shown)
+        data = prepare(load_base(), shown)
         for name in given.variants:
             rows += study(STUDY[name], data, given, bar)
     plan = embedded().acceleration

@@ -19,7 +19,9 @@ from _study import cells, judged, options, write
 from rich.console import Console
 from rich.progress import Progress
 
-from lcm_arith.dataset import embedded_pictures, encode
+from lcm_arith.bases import load_base
+from lcm_arith.data.drawings import embedded_pictures
+from lcm_arith.data.prepare import prepare
 from lcm_arith.embedded import pictures
 from lcm_arith.families import LCM_TARGETS, embedded
 from lcm_arith.finetune import CAPTION_DROPOUT, finetune
@@ -81,7 +83,7 @@ def study(variant: Variant, given: Any, bar: Progress) -> tuple[str, ...]:
     task = bar.add_task(variant.name, total=plan.steps)
     tau, outcome = finetune(
         pipeline,
-        encode(pipeline, shown),
+        prepare(load_base(), shown),
         plan,
         seed=0,
         on_step=lambda step, _: bar.update(task, completed=step),

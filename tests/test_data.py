@@ -345,6 +345,17 @@ def test_pictures_that_cannot_be_used_are_skipped_with_their_reason(
     assert (data.pictures, data.origin["skipped"], base.pictures) == (3, 5, 3)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_large_picture_and_a_damaged_orientation_are_used_quietly(
+    base: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)  # a.png has 1024; from 1800 on: refused
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\0\0\0\x06\0\0\0"
+    picture(200, (40, 20)).save(folder / "b.jpg", exif=exif)
+    data = prepare(base, folder)
+    assert [row.name for row in data.rows] == ["a.png", "b.jpg", "b.png", "more/c.png"]
+
+
 def test_a_folder_without_a_picture_that_can_be_used_says_so_before_a_model_is_needed(
     tmp_path: Path,
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,6 @@ from typing import Final, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lcm_arith.bases import Base
@@ -165,9 +163,7 @@ def _latents(base: Base, shown: Sequence[tuple[str, np.ndarray]]) -> Tensor:
 def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Generator[R]:
     """The results in order, some of them made while the last one is used."""
     futures: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings():
-        # Large is fine; Pillow refuses, with an error, from twice that on.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with ThreadPoolExecutor(_THREADS) as pool, pixels.quietly():
         try:
             for item in items:
                 futures.append(pool.submit(function, item))

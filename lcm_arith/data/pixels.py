@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import math
 import struct
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -105,6 +107,17 @@ def cut(original: Size, among: tuple[Size, ...], where: tuple[float, float] = (0
         for share, side, wanted in zip(where, resized, target, strict=True)
     )
     return Cut(original, resized, top, left, target)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Pillow's warnings are not shown: of pictures above 89 megapixels and of damaged EXIF.
+
+    Both can be used; what cannot is an error. For the main thread, it counts in all.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def opened(data: bytes) -> Picture:

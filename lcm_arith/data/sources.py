@@ -323,7 +323,8 @@ def _check_usable(found: Survey) -> None:
     reasons = list(found.skipped)
     for item in found.items:
         try:
-            item.decode(item.read()).load()
+            with pixels.quietly():
+                item.decode(item.read()).load()
             return
         except pixels.UNREADABLE as error:
             reasons.append(f"{item.name}: {reason(error)}")

@@ -47,6 +47,7 @@ class Store:
         self._held: dict[str, Tensor] = {}
         self._held_bytes = 0
         self._waiting: dict[str, Tensor] = {}
+        self._waiting_bytes = 0
         self._files: dict[str, SafeFile] = {}
         self._sums: dict[Path, dict[str, int]] = {}
         if folder is not None:
@@ -81,8 +82,8 @@ class Store:
             self._held[name] = tensor
             return
         self._waiting[name] = tensor
-        waiting = sum(each.nbytes for each in self._waiting.values())
-        if len(self._waiting) >= SHARD_TENSORS or waiting >= SHARD_BYTES:
+        self._waiting_bytes += tensor.nbytes
+        if len(self._waiting) >= SHARD_TENSORS or self._waiting_bytes >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -103,6 +104,7 @@ class Store:
         for name, tensor in tensors.items():
             self._hold(name, tensor)
         self._waiting.clear()
+        self._waiting_bytes = 0
 
     def _know(self, path: Path) -> None:
         try:

@@ -81,11 +81,13 @@ def print_made(made: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(made)
         return
-    plan, what = made["plan"], f"{made['modules']} modules of rank {made['plan']['rank']}"
+    plan = made["plan"]
     if made["kind"] == "model":
-        what = "all weights of the UNet, sampled by lcm"
+        what = "model: all weights of the UNet, sampled by lcm"
+    else:
+        what = f"{made['kind']} vector: {made['modules']} modules of rank {plan['rank']}"
     stdout.print(
-        f"{made['kind']}{'' if made['kind'] == 'model' else ' vector'}: {what}, {plan['steps']} "
+        f"{what}, {plan['steps']} "
         f"steps of {plan['batch'] * plan['accumulation']} on {made['pictures']} pictures, "
         f"final loss {made['final_loss']:.4f}"
     )

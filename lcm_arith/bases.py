@@ -116,7 +116,12 @@ class Base:
         return bool(self.pipeline.config.get("force_zeros_for_empty_prompt", False))
 
     def encode(
-        self, prompts: Sequence[str], *, clip_skip: int = 0, max_tokens: int | None = None
+        self,
+        prompts: Sequence[str],
+        *,
+        clip_skip: int = 0,
+        max_tokens: int | None = None,
+        trained: bool = False,
     ) -> Condition:
         """Prompts as ``embeds`` ``[B, tokens, width]``; for SDXL also ``pooled`` ``[B, width]``.
 
@@ -124,11 +129,13 @@ class Base:
             prompts: At least one.
             clip_skip: Layers left out at the end, see :class:`lcm_arith.encoders.Reading`.
             max_tokens: Tokens that are read, a multiple of what the encoder reads at once.
+            trained: Whether gradients reach the text encoders.
 
         Raises:
             UsageError: If the text encoder cannot do that.
         """
-        return _ENCODE[self.kind](self.pipeline, prompts, Reading(clip_skip, max_tokens))
+        with torch.set_grad_enabled(trained):
+            return _ENCODE[self.kind](self.pipeline, prompts, Reading(clip_skip, max_tokens))
 
     def uncond(self, *, clip_skip: int = 0, max_tokens: int | None = None) -> Condition:
         """∅ as one row, read as :meth:`encode` reads prompts."""

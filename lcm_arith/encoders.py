@@ -64,7 +64,6 @@ def too_long(tokenizer: Any, prompts: Sequence[str], max_tokens: int | None = No
     return [p for p, length in zip(distinct, lengths, strict=True) if length > most]
 
 
-@torch.no_grad()
 def encode_sd(pipeline: Any, prompts: Sequence[str], reading: Reading) -> Condition:
     """``embeds`` ``[B, tokens, width]`` of a ``StableDiffusionPipeline``'s encoder.
 
@@ -82,7 +81,6 @@ def encode_sd(pipeline: Any, prompts: Sequence[str], reading: Reading) -> Condit
     return {"embeds": stitched(embeds, len(prompts))}
 
 
-@torch.no_grad()
 def encode_sdxl(pipeline: Any, prompts: Sequence[str], reading: Reading) -> Condition:
     """``embeds`` of both encoders side by side, ``pooled`` ``[B, width]`` of the second's start.
 

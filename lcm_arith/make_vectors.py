@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from lcm_arith.adapters import DTYPES, check_output, load, provenance, save
 from lcm_arith.bases import load_base
-from lcm_arith.condition import Condition
+from lcm_arith.condition import Condition, chosen
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import IncompatibleError, NotFoundError, UsageError
 from lcm_arith.proof import prove_loads
 from lcm_arith.training.adapter import ACCEL, adapter_layers, adapter_vector, add_adapter
-from lcm_arith.training.denoising import Denoising, denoising
+from lcm_arith.training.denoising import Denoising, Read, denoising
 from lcm_arith.training.distillation import Distillation, distillation
 from lcm_arith.training.ground import Ground, OnStage, standing
 from lcm_arith.training.lesson import Lesson
@@ -119,7 +120,7 @@ def _variant(how: Distillation) -> dict[str, Any]:
 
 def _make_full(ground: Ground, how: Distillation) -> dict[str, Any]:
     request, base = ground.request, ground.base
-    plan = Training(rank=1, **asdict(request.planned(ground.row.full)))
+    plan = request.planned(ground.row.full)
     roles = three_networks(base.unet, ground.numbers, decay=how.target_decay)
     base.pipeline.unet = roles.written  # what the sheets show
     lesson = distillation(roles, ground.data, plan, how, **ground.known())
@@ -202,7 +203,7 @@ def make_style(
         return _make(ground, plan, lesson, about, columns)
 
 
-def _reader(ground: Ground, plan: Training) -> Callable[[Sequence[str], Condition], Condition]:
+def _reader(ground: Ground, plan: Training) -> Read:
     """Puts LoRAs on the text encoders; captions are then read by these."""
     base, options = ground.base, ground.request.options
     for component in ("text_encoder", "text_encoder_2"):
@@ -221,12 +222,17 @@ def _reader(ground: Ground, plan: Training) -> Callable[[Sequence[str], Conditio
         )
         ground.networks[component] = encoder
 
-    def read(captions: Sequence[str], cached: Condition) -> Condition:
-        with torch.enable_grad(), ground.numbers.autocast(ground.device):
+    def read(captions: Sequence[str], cached: Condition, dropped: Tensor) -> Condition:
+        words = ["" if none else caption for caption, none in zip(captions, dropped, strict=True)]
+        with ground.numbers.autocast(ground.device):
             found = base.encode(
-                captions, clip_skip=options.clip_skip, max_tokens=options.max_tokens
+                words, clip_skip=options.clip_skip, max_tokens=options.max_tokens, trained=True
             )
-        return {**cached, **{name: values.float() for name, values in found.items()}}
+        found = {name: values.float() for name, values in found.items()}
+        if base.zero_uncond:
+            zeros = {name: torch.zeros_like(values) for name, values in found.items()}
+            found = dict(chosen(dropped.to(ground.device), zeros, found))
+        return {**cached, **found}
 
     return read
 

@@ -104,6 +104,7 @@ def ready(pipeline: Any) -> Any:
     return pipeline
 
 
+@torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Tensor:
     """Prompt embeddings of SD, ``[prompts, tokens, width]``; ``""`` is the unconditional one, ∅."""
     return encode_sd(pipeline, prompts, Reading())["embeds"]

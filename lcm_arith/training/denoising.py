@@ -17,10 +17,13 @@ from lcm_arith.errors import UsageError
 from lcm_arith.lcd.schedule import Schedule
 from lcm_arith.training.lesson import Lesson, errors_by_timestep
 from lcm_arith.training.loop import step_generator
-from lcm_arith.training.plan import Training
+from lcm_arith.training.plan import Plan
 
 SNR_GAMMA: Final = 5.0
 CAPTION_DROPOUT: Final = 0.1
+
+Read = Callable[[Sequence[str], Condition, Tensor], Condition]
+"""(captions, their cached condition, whose caption is dropped ``[B]``) → a trained encoder's."""
 
 Draw = Callable[[Tensor, int, torch.Generator], Tensor]
 """(log SNR of each timestep ``[T]``, count, random numbers) → timesteps ``[count]``."""
@@ -147,14 +150,14 @@ def denoising(
     student: Model,
     before: Model,
     data: TrainingSet,
-    plan: Training,
+    plan: Plan,
     how: Denoising,
     *,
     schedule: Schedule,
     prediction: str,
     seed: int,
     device: torch.device,
-    read: Callable[[Sequence[str], Condition], Condition] | None = None,
+    read: Read | None = None,
 ) -> Lesson:
     """The standard denoising loss of this data.
 
@@ -169,8 +172,7 @@ def denoising(
         prediction: What the networks predict.
         seed: Of batches, noise, timesteps and dropout.
         device: Of the networks.
-        read: (captions, their cached condition) → the condition by a text encoder that is trained
-            as well; None takes the cached one.
+        read: By text encoders that are trained as well; None takes the cached condition.
 
     Raises:
         UsageError: If the schedule is impossible with this prediction.
@@ -179,9 +181,11 @@ def denoising(
     log_snr = 2 * (schedule.alpha_t / schedule.sigma_t).log()
 
     def loss_of(drawn: Drawn, t: Tensor, noise: Tensor, dropped: Tensor) -> Tensor:
-        cond = drawn.cond if read is None else read(drawn.captions, drawn.cond)
         uncond = moved(data.uncond(drawn.cond), device)
-        c = chosen(dropped.to(device), uncond, moved(cond, device))
+        if read is None:
+            c = chosen(dropped.to(device), uncond, moved(drawn.cond, device))
+        else:
+            c = read(drawn.captions, moved(drawn.cond, device), dropped)
         z0, noise = drawn.z0.to(device), noise.to(device)
         goal = None
         if how.keep_empty and bool(dropped.any()):

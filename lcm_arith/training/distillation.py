@@ -20,7 +20,7 @@ from lcm_arith.lcd.solver import SOLVERS
 from lcm_arith.lcd.step import Batch, consistency_loss
 from lcm_arith.training.lesson import Lesson, errors_by_timestep
 from lcm_arith.training.loop import step_generator
-from lcm_arith.training.plan import Training
+from lcm_arith.training.plan import Plan
 from lcm_arith.training.roles import Roles
 
 MODES: Final = ("lora", "full", "lcf")
@@ -88,7 +88,7 @@ class Distillation:
 def distillation(
     roles: Roles,
     data: TrainingSet,
-    plan: Training,
+    plan: Plan,
     how: Distillation,
     *,
     schedule: Schedule,

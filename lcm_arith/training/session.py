@@ -18,14 +18,14 @@ from lcm_arith.training.ground import Ground
 from lcm_arith.training.lesson import Lesson
 from lcm_arith.training.log import Log
 from lcm_arith.training.loop import Outcome, Run, Step, fit
-from lcm_arith.training.plan import Training
+from lcm_arith.training.plan import Plan
 from lcm_arith.training.request import CHECKPOINT
 from lcm_arith.training.watch import Column, Sheets, looks
 
 
 def train(
     ground: Ground,
-    plan: Training,
+    plan: Plan,
     lesson: Lesson,
     about: dict[str, Any],
     columns: tuple[Column, ...],

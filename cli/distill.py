@@ -157,6 +157,8 @@ def command(
         return
     if family is not None:
         raise UsageError("--family: only --plan takes it", hint="a base tells its family itself")
+    if mode is Mode.full and shared.name is not None:
+        raise UsageError("--name: mode full writes a model, the registry keeps vectors")
     if mode is Mode.lcf and not anchor:
         stderr.print(
             "Note: lcf learns the data as it is, without guidance; a long training takes away what "

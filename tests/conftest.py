@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer.main
 from fake_hub import FakeHub, point_at
 from fetching import DATA
 from servers import Server, postgres
@@ -115,6 +117,16 @@ def _quiet(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["LCM_ARITH_HOME"] = str(tmp_path_factory.getbasetemp() / "homes" / "shared")
     os.environ.pop("LCM_ARITH_DB", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_command_tree() -> Iterator[None]:
+    """The tree of the commands is built once: each call would build it anew, in 0.1 s."""
+    built = cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.main.get_command", built)
+        patch.setattr("typer.testing._get_command", built)
+        yield
 
 
 _TESTS = count()

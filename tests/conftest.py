@@ -22,7 +22,7 @@ from lcm_arith.adapters import save
 from lcm_arith.combination import combine_terms
 from lcm_arith.families import embedded
 from lcm_arith.fuse import LiveWeights
-from lcm_arith.registry import adding
+from lcm_arith.registry import adding, database
 from lcm_arith.registry.downloads import http
 from lcm_arith.registry.store import Registry
 from lcm_arith.sampling import load_pipeline
@@ -138,6 +138,19 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.getbasetemp() / "homes" / str(next(_TESTS))
     monkeypatch.setenv("LCM_ARITH_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the disk; where that is the claim (test_registry_faults.py), all do."""
+    connect = database._on_connect
+
+    def connected(connection: Any, record: Any) -> None:
+        connect(connection, record)
+        connection.execute("PRAGMA synchronous=OFF")
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(database, "_on_connect", connected)
 
 
 @pytest.fixture

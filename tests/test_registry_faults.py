@@ -19,6 +19,11 @@ from lcm_arith.registry import adding, editing, upkeep
 from lcm_arith.registry.states import States
 
 
+@pytest.fixture(autouse=True)
+def disk() -> None:
+    """The real one."""
+
+
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
     return Stores.make(tmp_path_factory.mktemp("stores"))

@@ -21,6 +21,7 @@ from stores import adapters
 from lcm_arith.adapters import save
 from lcm_arith.combination import combine_terms
 from lcm_arith.families import embedded
+from lcm_arith.formats import pickle_child, pickles
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.registry import adding, database
 from lcm_arith.registry.downloads import http
@@ -151,6 +152,17 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(database, "_on_connect", connected)
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickle is opened without a child, for tests of what comes before and after."""
+
+    def here(path: Path, descriptor: int, folder: Path, most: pickles.Limits) -> None:
+        with open(descriptor, "rb", closefd=False) as file:
+            pickle_child.write(pickle_child.read(file), folder / pickles.TENSORS, most=most.output)
+
+    monkeypatch.setattr(pickles, "_open_in_child", here)
 
 
 @pytest.fixture

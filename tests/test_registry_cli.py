@@ -249,7 +249,9 @@ def test_one_bad_file_does_not_stop_the_others(tmp_cwd: Path) -> None:
     assert "Error: d/bad.safetensors" in result.stderr
 
 
-def test_a_folder_is_added_again_where_nothing_else_has_the_name(tmp_cwd: Path) -> None:
+def test_a_folder_is_added_again_where_nothing_else_has_the_name(
+    tmp_cwd: Path, inline: None
+) -> None:
     Path("d").mkdir()
     small("d/one.safetensors", 1)
     small("d/two.safetensors", 2)
@@ -487,6 +489,7 @@ def thousand_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("thousand") / "home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LCM_ARITH_HOME", str(folder))
+        patch.setattr(os, "fsync", lambda descriptor: None)
         stock(1000)
     return folder
 

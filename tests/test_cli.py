@@ -219,7 +219,7 @@ def test_an_error_goes_up_whole_to_those_who_ask(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_the_demo_writes_what_it_promises(tmp_cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "PROMPTS", "2")
+    monkeypatch.setattr(demo, "PROMPTS", "4")
     monkeypatch.setattr(demo, "SEEDS", 1)
     told = json.loads(run("demo", "--json").stdout)
     for name in ("combined.safetensors", "sheet.png", "grid.csv", "grid/sheet.png"):

@@ -551,17 +551,29 @@ def test_a_thousand_records_are_listed_in_80_columns(thousand: None) -> None:
     assert names == sorted(names)
 
 
-@pytest.mark.slow
-def test_a_thousand_records_are_listed_in_little_time(thousand: None) -> None:
-    """0.6 s on a quiet core, most of it imports; the quickest of ten, for cores are shared."""
+def listing(home: str) -> float:
+    """Seconds of processor time that ``ls`` takes, from start to end."""
     command = [sys.executable, "-m", "lcm_arith", "registry", "ls"]
-    spent = [1.0]
-    while min(spent) > 0.7 and len(spent) <= 10:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(spent) <= 0.7
+    environment = {**os.environ, "LCM_ARITH_HOME": home}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.slow
+def test_a_thousand_records_are_listed_in_little_time(thousand: None, tmp_path: Path) -> None:
+    """0.6 s on a quiet core, most of it imports; one of ten, for cores are shared.
+
+    Processor time grows with what else runs, so a busy core may take 1.4 times what it takes for
+    an empty registry, which is 0.7 s on a quiet one.
+    """
+    tries = []
+    for _ in range(10):
+        tries.append((listing(os.environ["LCM_ARITH_HOME"]), listing(str(tmp_path / "none"))))
+        if tries[-1][0] <= max(0.7, 1.4 * tries[-1][1]):
+            return
+    pytest.fail(f"seconds of a thousand records and of none: {tries}")
 
 
 def test_lists_and_sheets_import_neither_torch_nor_its_like(stocked: Path) -> None:

@@ -8,8 +8,9 @@ STAMP  := $(VENV)/.installed
 .PHONY: test check demo bench torture clean $(VENV)
 .DELETE_ON_ERROR:
 
+# Most tests keep one core busy: two at once, each on one thread. Plain pytest does as well.
 test: check
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer.main
 from fake_hub import FakeHub, point_at
 from fetching import DATA
 from servers import Server, postgres
@@ -20,8 +22,9 @@ from tiny import tiny
 from lcm_arith.adapters import save
 from lcm_arith.combination import combine_terms
 from lcm_arith.families import embedded
+from lcm_arith.formats import pickle_child, pickles
 from lcm_arith.fuse import LiveWeights
-from lcm_arith.registry import adding
+from lcm_arith.registry import adding, database
 from lcm_arith.registry.downloads import http
 from lcm_arith.registry.store import Registry
 from lcm_arith.sampling import load_pipeline
@@ -139,6 +142,16 @@ def _quiet(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.pop("LCM_ARITH_DB", None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_command_tree() -> Iterator[None]:
+    """The tree of the commands is built once: each call would build it anew, in 0.1 s."""
+    built = cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.main.get_command", built)
+        patch.setattr("typer.testing._get_command", built)
+        yield
+
+
 _TESTS = count()
 
 
@@ -148,6 +161,30 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.getbasetemp() / "homes" / str(next(_TESTS))
     monkeypatch.setenv("LCM_ARITH_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the disk; where that is the claim (test_registry_faults.py), all do."""
+    connect = database._on_connect
+
+    def connected(connection: Any, record: Any) -> None:
+        connect(connection, record)
+        connection.execute("PRAGMA synchronous=OFF")
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(database, "_on_connect", connected)
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickle is opened without a child, for tests of what comes before and after."""
+
+    def here(path: Path, descriptor: int, folder: Path, most: pickles.Limits) -> None:
+        with open(descriptor, "rb", closefd=False) as file:
+            pickle_child.write(pickle_child.read(file), folder / pickles.TENSORS, most=most.output)
+
+    monkeypatch.setattr(pickles, "_open_in_child", here)
 
 
 @pytest.fixture

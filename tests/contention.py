@@ -24,6 +24,7 @@ from lcm_arith.registry.store import Registry
 
 _FORK: Final = multiprocessing.get_context("fork")
 _SHORTEST: Final = 0.002  # seconds until a kill
+_FEWEST: Final = 5  # reads of each reader, however busy the machine
 
 
 def together(count: int, work: Callable[[int], Any]) -> list[Any]:
@@ -149,12 +150,14 @@ def killed_at_random(
         url: Of an empty index.
         kills: How many.
         seed: Of what is done, and when it is killed.
-        longest: Seconds until a kill, at most.
+        longest: Seconds until a kill, at most; on a busy machine, those that three adds take.
     """
     paths = adapters(folder, 8)
     registry = Registry.open(folder / "killed", url)
     tally, model, chosen, acknowledged = Tally(), {}, random.Random(seed), 0
+    start = time.perf_counter()
     adding.add(registry, paths[0], name="n0")
+    longest = max(longest, 3 * (time.perf_counter() - start))
     model = _plain(names(registry))
     for kill in range(1, kills + 1):
         reader, writer = os.pipe()
@@ -294,7 +297,7 @@ def readers(folder: Path, url: str, processes: int, seconds: float) -> Tally:
 
     def read(number: int) -> int:
         mine, count, end = Registry.open(registry.root, url), 0, time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end or count < _FEWEST:
             if number == 0:
                 _churn(mine, paths, count)
             elif number == 1:

@@ -44,6 +44,9 @@ def postgres() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="pg", ignore_cleanup_errors=True) as folder:
         server = get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                connection.execute("ALTER SYSTEM SET fsync = off")  # no test cuts its power
+                connection.execute("SELECT pg_reload_conf()")
             yield Server(server.get_uri())
         finally:
             server.cleanup()

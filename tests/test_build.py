@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ground import folder as pictures_folder
 from ground.clip import covered, disturbed, is_kept_out, moved, recoloured, softened
+from ground.common import BuildError, Options
 from ground.figures import wilson
 from PIL import Image
 from safetensors.torch import load_file
@@ -30,7 +33,7 @@ from lcm_arith.training.plan import Plan
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools" / "build_embedded.py"
 STYLES = ("noto", "fluent-emoji")
-THINGS = 7
+THINGS = pictures.concepts()[4:8]  # three of part A, one of part B
 
 
 def build(ground: Path, *stages: str, data: Path | None = None, **options: Any) -> list[str]:
@@ -54,7 +57,7 @@ def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     for style in STYLES:
         (folder / style).mkdir()
-        for index, concept in enumerate(pictures.concepts()[:THINGS]):
+        for index, concept in enumerate(THINGS):
             Image.fromarray(pictures.drawing(style, concept)).save(folder / style / f"{index}.png")
             (folder / style / f"{index}.txt").write_text(concept.caption)
     lonely = Image.fromarray(pictures.drawing("noto", pictures.concepts()[-1]))
@@ -95,13 +98,11 @@ def test_a_toy_ground_holds_what_the_embedded_one_holds(ground: Path) -> None:
 
 def test_drawings_and_captions_come_through_unchanged(ground: Path) -> None:
     rows = json.loads((ground / "data" / "concepts.json").read_text())
-    assert sorted(row["label"] for row in rows) == sorted(
-        concept.caption for concept in pictures.concepts()[:THINGS]
-    )
-    place = [row["label"] for row in rows].index(pictures.concepts()[0].caption)
+    assert sorted(row["label"] for row in rows) == sorted(thing.caption for thing in THINGS)
+    place = [row["label"] for row in rows].index(THINGS[0].caption)
     with Image.open(ground / "data" / "noto.png") as sheet:
         tile = np.asarray(sheet)[:64, 64 * place : 64 * place + 64]
-    assert np.array_equal(tile, pictures.drawing("noto", pictures.concepts()[0]))
+    assert np.array_equal(tile, pictures.drawing("noto", THINGS[0]))
 
 
 def test_every_command_runs_on_a_ground_of_ones_own(ground: Path, tmp_path: Path) -> None:
@@ -145,19 +146,18 @@ def test_the_report_of_a_toy_ground_prints_every_figure(ground: Path) -> None:
 def test_a_killed_base_goes_on_to_the_same_weights(ground: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for copy in (whole, cut):
-        subprocess.run(["cp", "-r", str(ground), str(copy)], check=True)
-    run(build(whole, "base", shorter=2000))  # 5 steps
-    command = build(cut, "base", shorter=2000, seconds=0)
+        shutil.copytree(ground, copy)
+    run(build(whole, "base", shorter=3000))  # 3 steps
+    command = build(cut, "base", shorter=3000, seconds=0)
     killed = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     checkpoint = tmp_path / "cut-work" / "base.pt"
     while not checkpoint.exists() and killed.poll() is None:
         time.sleep(0.01)
-    time.sleep(0.2)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     made = len(torch.load(checkpoint, weights_only=True)["losses"])
-    assert 0 < made < 5  # it was cut in the middle
-    assert "goes on from" in run(build(cut, "base", shorter=2000))
+    assert 0 < made < 3  # it was cut in the middle
+    assert "goes on from" in run(build(cut, "base", shorter=3000))
     weights = [
         load_file(folder / "emoji-sd" / "unet" / "diffusion_pytorch_model.safetensors")
         for folder in (whole, cut)
@@ -181,13 +181,30 @@ def test_a_killed_base_goes_on_to_the_same_weights(ground: Path, tmp_path: Path)
     ],
 )
 def test_own_pictures_that_cannot_be_used_are_named(
-    own_pictures: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
+    own_pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], object],
+    message: str,
 ) -> None:
     copy = tmp_path / "copy"
-    subprocess.run(["cp", "-r", str(own_pictures), str(copy)], check=True)
+    shutil.copytree(own_pictures, copy)
     spoil(copy)
-    assert message in run(build(tmp_path / "ground", "data", data=copy), code=1)
-    assert not (tmp_path / "ground" / "data").exists()
+    written: list[Any] = []
+    monkeypatch.setattr(pictures_folder, "write_data", lambda *given: written.append(given))
+    with pytest.raises(BuildError, match=message):
+        pictures_folder.build(Options(tmp_path, tmp_path, data=copy))
+    assert not written
+
+
+def test_a_stage_that_cannot_go_on_ends_the_build_and_writes_nothing(
+    own_pictures: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(own_pictures, copy)
+    (copy / "noto" / "0.txt").unlink()
+    assert "0.txt" in run(build(tmp_path / "ground", "data", "vae", data=copy), code=1)
+    assert not list((tmp_path / "ground").iterdir())
 
 
 @pytest.mark.parametrize(

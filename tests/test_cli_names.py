@@ -40,8 +40,8 @@ def test_a_name_and_a_file_are_both_made(tmp_cwd: Path) -> None:
     assert Path(verb("path", "x")["path"]).read_bytes() == Path("x.safetensors").read_bytes()
     run("convert", "x", "--format", "peft", "-o", "folder", "--name", "y")
     assert (tmp_cwd / "folder" / "adapter_config.json").is_file()
-    same = [torch.allclose(load("y")[m].dense(), load("noto")[m].dense()) for m in load("noto")]
-    assert all(same)
+    named, noto = load("y"), load("noto")
+    assert all(torch.allclose(named[m].dense(), noto[m].dense()) for m in noto)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ PRINT_HEAVY = f"print(sorted(set(sys.modules) & {HEAVY}))"
 
 # One interpreter asks every command for its help; a line of JSON tells what each did.
 ASK_ALL = f"""
-import contextlib, io, json, sys
-from typer.main import get_command
+import contextlib, functools, io, json, sys
+import typer.main
 from lcm_arith.cli.main import app, main
+
+get_command = typer.main.get_command = functools.cache(typer.main.get_command)
 
 def paths(command, path=()):
     yield path

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ground import tables
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from lcm_arith.cli.main import app
 
@@ -117,21 +118,51 @@ def test_a_wrong_command_line_does_not_parse(args: str, capsys: pytest.CaptureFi
     assert re.search("no such|invalid value", said, re.IGNORECASE)
 
 
+# A page's ``lcm-arith``: it passes its words on, and waits for what they come to.
+STAND_IN = r"""
+set -euo pipefail
+trap 'echo end > "$PLACE/asked"' EXIT
+lcm-arith() {
+    printf '%s\0' "$@" > "$PLACE/words"
+    echo run > "$PLACE/asked"
+    local code; read -r code < "$PLACE/answered"
+    cat "$PLACE/out"; cat "$PLACE/err" >&2; return "$code"
+}
+"""
+
+
+def in_a_shell(script: str, place: Path) -> str:
+    """What a script of commands prints; they run in this process, which has imported all."""
+    os.mkfifo(place / "asked")
+    os.mkfifo(place / "answered")
+    shell = subprocess.Popen(
+        ["bash", "-c", STAND_IN + script], env={**os.environ, "PLACE": str(place)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    while (place / "asked").read_text() == "run\n":
+        words = (place / "words").read_text().split("\0")[:-1]
+        result = CliRunner().invoke(app, words)
+        (place / "out").write_text(result.stdout)
+        (place / "err").write_text(f"{result.stderr}{result.exception or ''}")
+        (place / "answered").write_text(f"{result.exit_code}\n")
+    said, _ = shell.communicate(timeout=60)
+    assert shell.returncode == 0, said
+    return said
+
+
 @pytest.mark.slow
-def test_the_tour_of_the_registry_runs_as_it_stands(tour: str, tmp_path: Path) -> None:
+def test_the_tour_of_the_registry_runs_as_it_stands(
+    tour: str, tmp_cwd: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """In a shell, in one folder, in the page's order; the first failure ends it."""
-    script = ["set -euo pipefail", f'lcm-arith() {{ "{sys.executable}" -m lcm_arith "$@"; }}']
-    script += [block for language, block in FENCE.findall(tour) if language in SHELLS]
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(script)], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    blocks = [block for language, block in FENCE.findall(tour) if language in SHELLS]
+    said = in_a_shell("\n".join(blocks), tmp_path_factory.mktemp("shell"))
     for told in (
         "mixed: made again, the same bytes",
         "here.safetensors = 0.8 · ink + 1.0 · lcm",
         "4 names, 3 files: every byte as it should be",
     ):
-        assert told in done.stdout
+        assert told in said
 
 
 def test_make_targets_in_the_readme_exist(readme: str) -> None:

@@ -309,18 +309,6 @@ def test_a_pickle_that_runs_a_command_does_not_run_it(places: Path) -> None:
     assert "system, which builds no tensor" in message
 
 
-@pytest.fixture
-def inline(places: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The child's work without a child, for tests of what comes before and after."""
-
-    def here(path: Path, descriptor: int, folder: Path, most: pickles.Limits) -> None:
-        with open(descriptor, "rb", closefd=False) as file:
-            pickle_child.write(pickle_child.read(file), folder / pickles.TENSORS, most=most.output)
-
-    monkeypatch.setattr(pickles, "_open_in_child", here)
-    return places
-
-
 @pytest.mark.parametrize(
     ("value", "told"),
     [
@@ -336,7 +324,7 @@ def inline(places: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_what_the_child_wrote_is_checked_like_any_file(
-    inline: Path, value: dict[str, Tensor], told: str
+    places: Path, inline: None, value: dict[str, Tensor], told: str
 ) -> None:
     Path("x.pt").write_bytes(saved(value))
     with pytest.raises(InvalidContentError) as caught:
@@ -346,7 +334,7 @@ def test_what_the_child_wrote_is_checked_like_any_file(
 
 
 def test_a_file_that_changes_meanwhile_is_refused(
-    inline: Path, monkeypatch: pytest.MonkeyPatch
+    places: Path, inline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = pickles._open_in_child
 
@@ -361,14 +349,14 @@ def test_a_file_that_changes_meanwhile_is_refused(
 
 
 def test_no_room_is_the_disks_fault_not_the_files(
-    inline: Path, monkeypatch: pytest.MonkeyPatch
+    places: Path, inline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("x.pt").write_bytes(saved({A: ONES}))
-    monkeypatch.setattr(tempfile, "tempdir", str(inline / "nowhere"))
+    monkeypatch.setattr(tempfile, "tempdir", str(places / "nowhere"))
     with pytest.raises(StorageError, match=r"x\.pt: .*No such file"):
         load("x.pt", allow_pickle=True)
     with pytest.raises(StorageError, match="no room"):
-        pickle_child.write({A: ONES}, inline / "nowhere" / "x", most=2**20)
+        pickle_child.write({A: ONES}, places / "nowhere" / "x", most=2**20)
 
 
 def test_what_the_child_says_is_passed_on_in_its_class(tmp_path: Path) -> None:
@@ -382,7 +370,7 @@ def test_what_the_child_says_is_passed_on_in_its_class(tmp_path: Path) -> None:
         assert (type(told), str(told)) == (type(error), f"x.pt: {error.message}\nHint: h")
 
 
-def test_a_peft_folder_of_before_safetensors_keeps_its_alpha(inline: Path) -> None:
+def test_a_peft_folder_of_before_safetensors_keeps_its_alpha(places: Path, inline: None) -> None:
     values = {f"base_model.model.{k[5:]}": t for k, t in ((A, ONES), (B, torch.ones(4, 2)))}
     Path("mine").mkdir()
     Path("mine/adapter_model.bin").write_bytes(saved(values))

@@ -176,6 +176,7 @@ def test_a_hostile_manifest_reaches_no_other_file(
         assert names(fresh) == {}
 
 
+@pytest.mark.parametrize("index_url", ["sqlite"], indirect=True)
 def test_a_bit_of_an_archive_that_is_not_as_it_was_changes_at_most_what_was_said(
     family: Registry, backed: Path, tmp_path: Path
 ) -> None:

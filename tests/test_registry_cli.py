@@ -249,7 +249,9 @@ def test_one_bad_file_does_not_stop_the_others(tmp_cwd: Path) -> None:
     assert "Error: d/bad.safetensors" in result.stderr
 
 
-def test_a_folder_is_added_again_where_nothing_else_has_the_name(tmp_cwd: Path) -> None:
+def test_a_folder_is_added_again_where_nothing_else_has_the_name(
+    tmp_cwd: Path, inline: None
+) -> None:
     Path("d").mkdir()
     small("d/one.safetensors", 1)
     small("d/two.safetensors", 2)
@@ -444,7 +446,8 @@ def test_folders_of_peft_pickles_and_links_come_in_whole(tmp_cwd: Path) -> None:
     names = [own["name"] for own in verb("add", "adapters", "--allow-pickle")["added"]]
     assert names == ["old", "plain", "v1.5"]
     for name in ("old", "v1.5"):
-        assert all(torch.equal(load(name)[m].dense(), tau[m].dense()) for m in tau)
+        added = load(name)
+        assert all(torch.equal(added[m].dense(), tau[m].dense()) for m in tau)
     linked = verb("add", "adapters/plain.safetensors", "--name", "linked", "--link")["added"][0]
     assert linked["same_file_as"] == ["plain"]
     assert run("registry", "path", "linked").stdout.strip() == str(
@@ -487,6 +490,7 @@ def thousand_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("thousand") / "home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LCM_ARITH_HOME", str(folder))
+        patch.setattr(os, "fsync", lambda descriptor: None)
         stock(1000)
     return folder
 
@@ -547,17 +551,29 @@ def test_a_thousand_records_are_listed_in_80_columns(thousand: None) -> None:
     assert names == sorted(names)
 
 
-@pytest.mark.slow
-def test_a_thousand_records_are_listed_in_little_time(thousand: None) -> None:
-    """0.6 s on a quiet core, most of it imports; the quickest of ten, for cores are shared."""
+def listing(home: str) -> float:
+    """Seconds of processor time that ``ls`` takes, from start to end."""
     command = [sys.executable, "-m", "lcm_arith", "registry", "ls"]
-    spent = [1.0]
-    while min(spent) > 0.7 and len(spent) <= 10:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(spent) <= 0.7
+    environment = {**os.environ, "LCM_ARITH_HOME": home}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.slow
+def test_a_thousand_records_are_listed_in_little_time(thousand: None, tmp_path: Path) -> None:
+    """0.6 s on a quiet core, most of it imports; one of ten, for cores are shared.
+
+    Processor time grows with what else runs, so a busy core may take 1.4 times what it takes for
+    an empty registry, which is 0.7 s on a quiet one.
+    """
+    tries = []
+    for _ in range(10):
+        tries.append((listing(os.environ["LCM_ARITH_HOME"]), listing(str(tmp_path / "none"))))
+        if tries[-1][0] <= max(0.7, 1.4 * tries[-1][1]):
+            return
+    pytest.fail(f"seconds of a thousand records and of none: {tries}")
 
 
 def test_lists_and_sheets_import_neither_torch_nor_its_like(stocked: Path) -> None:

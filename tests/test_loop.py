@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -166,16 +167,19 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(tmp_path: Path
     outcome = fit(model, loss_of, plan, lambda _: seen.append(values(model)))
     assert [step.skipped for step in outcome.steps] == [n in (1, 2, 5) for n in range(8)]
     assert outcome.skipped == 3
-    same = [one == two for one, two in zip(seen, seen[1:], strict=False)]
+    same = [one == two for one, two in pairwise(seen)]
     assert same == [n in (1, 2, 5) for n in range(1, 8)]
 
 
 def test_a_skipped_step_moves_no_average_either() -> None:
-    kept = []
+    kept: list[list[float]] = []
     for bad in ((), (3,)):
         model, loss_of = spoilt(bad)
-        looks = (Look(1, lambda _, own=model: kept.append(values(own))),)
-        fit(model, loss_of, replace(PLAN, steps=4), quiet, run=Run(looks=looks))
+
+        def look(_: int, own: nn.Module = model) -> None:
+            kept.append(values(own))
+
+        fit(model, loss_of, replace(PLAN, steps=4), quiet, run=Run(looks=(Look(1, look),)))
     assert kept[:3] == kept[4:7]
     assert kept[7] == kept[6] != kept[3]
 
@@ -184,7 +188,7 @@ def test_too_many_in_a_row_end_the_training_and_keep_what_was_good(tmp_path: Pat
     model, loss_of = spoilt(range(4, 99))
     plan = replace(PLAN, steps=20, max_nonfinite=3, ema=0.0)
     checkpoint = Checkpoint(tmp_path / "x.pt")
-    with pytest.raises(DivergedError, match="step 7: .* for 3 steps in a row") as caught:
+    with pytest.raises(DivergedError, match=r"step 7: .* for 3 steps in a row") as caught:
         fit(model, loss_of, plan, quiet, run=Run(checkpoint=checkpoint))
     assert caught.value.exit_code == 8
     stored = torch.load(checkpoint.path, weights_only=True)
@@ -195,7 +199,8 @@ def test_too_many_in_a_row_end_the_training_and_keep_what_was_good(tmp_path: Pat
 
 def test_non_finite_steps_are_counted_across_an_interruption(tmp_path: Path) -> None:
     plan = replace(PLAN, steps=20, max_nonfinite=3, ema=0.0)
-    checkpoint, made = Checkpoint(tmp_path / "x.pt"), []
+    checkpoint = Checkpoint(tmp_path / "x.pt")
+    made: list[Step] = []
     with pytest.raises(InterruptedTraining):  # after the second of them
         fit(*spoilt(range(4, 99)), plan, made.append,
             run=Run(checkpoint=checkpoint, stop=lambda: len(made) == 6))  # fmt: skip

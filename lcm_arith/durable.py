@@ -12,7 +12,7 @@ from pathlib import Path
 from lcm_arith.errors import StorageError
 
 
-def write(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+def write(path: Path, data: bytes | memoryview, *, mode: int = 0o666) -> None:
     """Puts ``data`` at ``path``, replacing what was there, and flushes both file and folder.
 
     Args:

@@ -16,7 +16,7 @@ from lcm_arith.condition import Condition, chosen
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import IncompatibleError, NotFoundError, UsageError
 from lcm_arith.proof import prove_loads
-from lcm_arith.training.adapter import ACCEL, adapter_layers, adapter_vector, add_adapter
+from lcm_arith.training.adapter import ACCEL, adapter_vector, add_adapter, trained_layers
 from lcm_arith.training.denoising import Denoising, Read, denoising
 from lcm_arith.training.distillation import Distillation, distillation
 from lcm_arith.training.ground import Ground, OnStage, standing
@@ -263,7 +263,7 @@ def _make(
     sha256 = ""
     if ground.processes.main:
         sha256 = write(request.out, about)
-    layers = sum(len(adapter_layers(network)) for network in ground.networks.values())
+    layers = sum(len(trained_layers(network)) for network in ground.networks.values())
     return _told(ground, about, outcome, sha256, modules=layers)
 
 

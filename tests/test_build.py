@@ -22,13 +22,10 @@ from ground.common import BuildError, Options
 from ground.figures import wilson
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lcm_arith.embedded import pictures
-from lcm_arith.errors import IncompatibleError
-from lcm_arith.training.checkpoint import Checkpoint
-from lcm_arith.training.loop import fit, step_generator
-from lcm_arith.training.plan import Plan
+from lcm_arith.training.loop import step_generator
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools" / "build_embedded.py"
@@ -216,72 +213,6 @@ def test_wrong_calls_of_the_build_are_refused(wrong: list[str], tmp_path: Path) 
     )
     assert done.returncode == 2
     assert not list(tmp_path.iterdir())
-
-
-# --- the loop ---------------------------------------------------------------------------------
-
-
-def small() -> tuple[nn.Module, Callable[[int], Tensor]]:
-    """A model of two numbers, and a noisy loss whose noise depends on the step alone."""
-    model = nn.Linear(1, 1)
-    with torch.no_grad():
-        model.weight.fill_(1.0)
-        model.bias.fill_(-1.0)
-
-    def loss_of(step: int) -> Tensor:
-        x = torch.randn(8, 1, generator=step_generator(3, step))
-        loss: Tensor = (model(x) - 2 * x).square().mean()
-        return loss
-
-    return model, loss_of
-
-
-PLAN = Plan(steps=30, batch=1, learning_rate=0.1, ema=0.9)
-
-
-def quiet(*_: object) -> None:
-    """No progress."""
-
-
-def test_a_cut_training_ends_with_the_bits_of_a_whole_one(tmp_path: Path) -> None:
-    model, loss_of = small()
-    whole = fit(model, loss_of, PLAN, quiet)
-    expected = [p.detach().clone() for p in model.parameters()]
-
-    def cut_at_ten(step: int, _: float) -> None:
-        if step == 10:
-            raise KeyboardInterrupt
-
-    checkpoint = Checkpoint(tmp_path / "x.pt", {"seed": 3}, seconds=0)
-    model, loss_of = small()
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, loss_of, PLAN, cut_at_ten, checkpoint=checkpoint)
-    model, loss_of = small()
-    seen: list[int] = []
-    resumed = fit(model, loss_of, PLAN, lambda step, _: seen.append(step), checkpoint=checkpoint)
-    assert seen == list(range(11, 31))
-    assert resumed.losses == whole.losses
-    assert all(torch.equal(a, b) for a, b in zip(expected, model.parameters(), strict=True))
-    assert fit(model, loss_of, PLAN, quiet, checkpoint=checkpoint).losses == whole.losses
-
-
-def test_a_checkpoint_of_another_training_is_refused_with_the_difference(tmp_path: Path) -> None:
-    model, loss_of = small()
-    fit(model, loss_of, PLAN, quiet, checkpoint=Checkpoint(tmp_path / "x.pt", {"seed": 3}))
-    with pytest.raises(IncompatibleError, match="seed: 3 there, 4 here"):
-        fit(model, loss_of, PLAN, quiet, checkpoint=Checkpoint(tmp_path / "x.pt", {"seed": 4}))
-
-
-def test_the_average_is_the_exponential_one() -> None:
-    model, loss_of = small()
-    path: list[float] = []
-    weight = next(model.parameters()).detach()
-    fit(model, loss_of, PLAN, lambda *_: path.append(float(weight)))
-    average = 1.0
-    for step, value in enumerate(path):
-        decay = min(0.9, (1 + step) / (10 + step))
-        average = decay * average + (1 - decay) * value
-    assert float(weight) == pytest.approx(average, rel=1e-5)
 
 
 # --- figures ----------------------------------------------------------------------------------

@@ -195,6 +195,12 @@ def adapter_layers(network: Any) -> dict[str, Any]:
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
 
 
+def trained_layers(network: Any) -> dict[str, Any]:
+    """Those that are trained: a vector that stays in place may have others."""
+    found = adapter_layers(network)
+    return {name: layer for name, layer in found.items() if TRAINED in layer.lora_A}
+
+
 def _active(network: Any) -> tuple[str, ...]:
     names = (tuple(layer.active_adapters) for layer in adapter_layers(network).values())
     return max(names, key=len, default=())
@@ -270,7 +276,7 @@ def adapter_vector(networks: Mapping[str, Any], origin: dict[str, Any]) -> TaskV
     """
     deltas = {}
     for component, network in networks.items():
-        for name, layer in sorted(adapter_layers(network).items()):
+        for name, layer in sorted(trained_layers(network).items()):
             factors = (layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight)
             down, up = (factor.detach().float().cpu().clone() for factor in factors)
             module = _canonical(component, name)

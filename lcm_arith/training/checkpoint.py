@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import time
@@ -15,7 +16,9 @@ import torch
 from lcm_arith import durable
 from lcm_arith.errors import IncompatibleError, InvalidContentError
 
-_DAMAGED: Final = (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError)
+_DAMAGED: Final = (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError)
+_DIGEST: Final = 32  # bytes: the file ends with the sha256 of what is before, which torch overlooks
+_CHUNK: Final = 2**24
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Checkpoint:
         """
         packed = io.BytesIO()
         torch.save(dict(content), packed)
-        durable.write(self.path, packed.getvalue())
+        packed.write(hashlib.sha256(packed.getbuffer()).digest())
+        durable.write(self.path, packed.getbuffer())
 
     def read(self, key: Mapping[str, Any]) -> dict[str, Any]:
         """What was written.
@@ -60,6 +64,7 @@ class Checkpoint:
             IncompatibleError: If it belongs to another plan, seed or data.
         """
         try:
+            _check_digest(self.path)
             stored: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
             own = stored["key"]
         except _DAMAGED as error:
@@ -73,6 +78,18 @@ class Checkpoint:
                 hint="delete it to start anew, or use the options it was made with",
             )
         return stored
+
+
+def _check_digest(path: Path) -> None:
+    """Raises where a bit is not as it was written; torch reads what is not whole, too."""
+    left, found = path.stat().st_size - _DIGEST, hashlib.sha256()
+    with path.open("rb") as file:
+        while left > 0:
+            chunk = file.read(min(_CHUNK, left))
+            found.update(chunk)
+            left -= len(chunk)
+        if left < 0 or file.read() != found.digest():
+            raise ValueError("its bytes are not those that were written")
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -6,10 +6,12 @@ training which was killed goes on from its checkpoint to the same weights.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +127,6 @@ class _State:
         self.optimizer = _optimizer(self.parameters, plan)
         self.scaler = run.numbers.scaler(run.processes.device)
         self.steps: list[Step] = []
-        self.in_a_row = 0
 
     def update(self, loss_of: Callable[[int], Tensor]) -> Step:
         """One step down the mean gradient of its batches, unless that is not finite."""
@@ -144,19 +145,17 @@ class _State:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, plan.max_grad_norm)
         loss_value, norm_value = torch.stack([total.float(), norm.float()]).tolist()
-        finite = bool(torch.tensor([loss_value, norm_value]).isfinite().all())
+        finite = math.isfinite(loss_value) and math.isfinite(norm_value)
         if finite:
             self.optimizer.step()
+            for average in self.run.averages:
+                average.update()
+            if self.kept:  # as long as it is short it forgets the start
+                self.kept.update(min(plan.ema, (1 + step) / (10 + step)))
         self.scaler.update(None if finite else self.scaler.get_scale() / 2)
         self.optimizer.zero_grad(set_to_none=True)
-        done = Step(step + 1, loss_value, norm_value, rate, not finite)
-        self._count(done)
-        for average in self.run.averages:
-            average.update()
-        if self.kept:  # as long as it is short it forgets the start
-            self.kept.update(min(plan.ema, (1 + step) / (10 + step)))
-        self.steps.append(done)
-        return done
+        self.steps.append(Step(step + 1, loss_value, norm_value, rate, not finite))
+        return self.steps[-1]
 
     def _share_gradients(self) -> None:
         if self.run.processes.count == 1:
@@ -165,15 +164,12 @@ class _State:
         for parameter, mean in zip(self.parameters, self.run.processes.mean(own), strict=True):
             parameter.grad = mean
 
-    def _count(self, step: Step) -> None:
-        self.in_a_row = self.in_a_row + 1 if step.skipped else 0
+    @property
+    def diverged(self) -> int:
+        """Steps in a row, up to the last, that were not finite; 0 while they may go on."""
         most = self.plan.max_nonfinite + (_MOST_UNSCALED if self.run.numbers.scaled else 0)
-        if self.in_a_row >= most:
-            raise DivergedError(
-                f"step {step.number}: loss {step.loss} and gradient norm {step.grad_norm} for "
-                f"{self.in_a_row} steps in a row",
-                hint="the data or the base model holds non-finite numbers, or steps are huge",
-            )
+        in_a_row = sum(1 for _ in takewhile(lambda step: step.skipped, reversed(self.steps)))
+        return in_a_row if in_a_row >= most else 0
 
     def _key(self) -> dict[str, Any]:
         assert self.run.checkpoint
@@ -186,7 +182,10 @@ class _State:
         }
 
     def save(self, to: Checkpoint) -> None:
-        """Only the main process writes; the others wait."""
+        """The main process alone writes; the others are ahead by no more than their batches.
+
+        They do not wait here: when a checkpoint is due is no common decision.
+        """
         if self.run.processes.main:
             to.write(
                 {
@@ -198,7 +197,6 @@ class _State:
                     "steps": [asdict(step) for step in self.steps],
                 }
             )
-        self.run.processes.wait()
 
     def restore(self, source: Checkpoint) -> None:
         """Goes on where ``source`` stopped.
@@ -295,9 +293,18 @@ def fit(
                 with state.averaged():
                     look.do(done.number)
         stopping, ended = run.processes.any(run.stop()), done.number == plan.steps
-        if checkpoint and (ended or stopping or checkpoint.due(done.number, saved)):
+        leaving = ended or stopping or bool(state.diverged)
+        if checkpoint and (leaving or checkpoint.due(done.number, saved)):
             state.save(checkpoint)
             saved = time.monotonic()
+        if leaving:  # who leaves first has the others ended by torchrun
+            run.processes.wait()
+        if state.diverged:
+            raise DivergedError(
+                f"step {done.number}: loss {done.loss} and gradient norm {done.grad_norm} for "
+                f"{state.diverged} steps in a row",
+                hint="the data or the base model holds non-finite numbers, or steps are huge",
+            )
         if stopping and not ended:
             raise InterruptedTraining(
                 f"stopped after step {done.number} of {plan.steps}",

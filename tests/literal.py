@@ -24,8 +24,9 @@ def algorithm_1(
     prompts: tuple[Tensor, Tensor],
     omega: Tensor,
     loss: str = "huber",
+    target: Any = None,
 ) -> Tensor:
-    """d(f_θ(z_{t_{n+k}}), f_θ⁻(ẑ_{t_n})) with DDIM and θ⁻ = stopgrad(θ).
+    """d(f_θ(z_{t_{n+k}}), f_θ⁻(ẑ_{t_n})) with DDIM.
 
     Args:
         student: Its gradients are wanted.
@@ -38,6 +39,7 @@ def algorithm_1(
         prompts: Embeddings of c and of ∅.
         omega: ω, ``[B]``.
         loss: Pseudo-huber, or l2.
+        target: θ⁻, a third network; None is θ⁻ = stopgrad(θ).
     """
     (t, s), (c, empty) = ends, prompts
     (a_t, s_t), (a_s, s_s) = ([x[i].reshape(-1, 1, 1, 1).to(z0) for x in tables] for i in ends)
@@ -50,7 +52,7 @@ def algorithm_1(
             increments.append(a_s * x0 + s_s * eps - z)
         w = omega.reshape(-1, 1, 1, 1).to(z0)
         z_hat = z + (1 + w) * increments[0] - w * increments[1]
-        goal = consistency_function(student, z_hat, s, c, a_s, s_s, prediction)
+        goal = consistency_function(target or student, z_hat, s, c, a_s, s_s, prediction)
     difference = consistency_function(student, z, t, c, a_t, s_t, prediction) - goal
     if loss == "l2":
         return (difference**2).mean()

@@ -239,11 +239,11 @@ def adapted(network: Any, names: Sequence[str] = (TRAINED,)) -> Callable[..., An
     way, which holds no second copy of W.
     """
     small = sum(p.numel() for p in network.parameters()) <= _MERGED_UP_TO
-    again = bool(getattr(network, "is_gradient_checkpointing", False))
-    merges = bool(names) and network.device.type == "cpu" and small and not again
+    merges = bool(names) and network.device.type == "cpu" and small
 
     def call(*arguments: Any, **options: Any) -> Any:
-        if not merges:
+        again = torch.is_grad_enabled() and getattr(network, "is_gradient_checkpointing", False)
+        if again or not merges:
             with using(network, names):
                 return network(*arguments, **options)
         weights = _merged_weights(network, names)

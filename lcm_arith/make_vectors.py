@@ -105,11 +105,15 @@ def _check_mode(mode: str, request: Request, accel: str | None, freeze_accel: bo
     if accel is not None and not freeze_accel and request.start is not None:
         raise UsageError("lcf goes on from the acceleration vector, not from another one, too")
     if mode == "full":
-        wrong = [k for k in ("rank", "alpha", "targets") if request.plan.get(k) is not None]
+        without = ("rank", "alpha", "targets", "ema")
+        wrong = [k for k in without if request.plan.get(k) is not None]
         if request.start is not None:
             wrong.append("start")
         if wrong:
-            raise UsageError(f"{', '.join(wrong)}: without effect, mode full trains all weights")
+            raise UsageError(
+                f"{', '.join(wrong)}: without effect in mode full",
+                hint="it trains all weights, and writes the average of --target-decay",
+            )
 
 
 def _variant(how: Distillation) -> dict[str, Any]:

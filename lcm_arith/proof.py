@@ -55,6 +55,8 @@ def without_weights(pipeline: Any) -> Any:
     """A pipeline of the same architecture, without adapters, whose weights take no memory."""
     parts = dict(pipeline.components)
     for name in parts.keys() & set(PARTS["sdxl"]):
+        if parts[name] is None:  # not needed any more where only the UNet is trained
+            continue
         parts[name] = _hollow(parts[name])
     kind = "sdxl" if "text_encoder_2" in parts else "sd"
     cls, options = pipeline_class(kind)

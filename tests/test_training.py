@@ -141,10 +141,15 @@ def test_the_target_of_all_weights_is_their_average_and_the_teacher_stays() -> N
     assert all(torch.equal(a, b) for a, b in zip(before, unet.parameters(), strict=True))
 
 
-def test_memory_is_saved_in_the_network_that_is_trained() -> None:
+def test_what_was_asked_of_the_base_holds_for_the_network_that_is_trained() -> None:
     unet = unet_of()
+    plain = three_networks(unet, FULL, decay=0.9).trained
+    assert (plain.is_gradient_checkpointing, plain._compiled_call_impl) == (False, None)
     unet.enable_gradient_checkpointing()
-    assert three_networks(unet, FULL, decay=0.9).trained.is_gradient_checkpointing
+    unet.compile()
+    roles = three_networks(unet, FULL, decay=0.9)
+    assert roles.trained.is_gradient_checkpointing
+    assert None not in (roles.trained._compiled_call_impl, roles.written._compiled_call_impl)
 
 
 # --- from pictures to a file ------------------------------------------------------------------
@@ -218,7 +223,7 @@ def test_a_style_of_unet_and_text_encoders_is_trained_and_proven(
     tau = load(out)
     moved = {m.partition(".")[0] for m in tau if float(tau[m].dense().abs().max()) > 0}
     assert moved == {"unet", "text_encoder", "text_encoder_2"}
-    assert {tau[module].scale for module in tau} == {1.5}
+    assert facts(tau)["plan"]["alpha"] == 3.0
     # three layers of six projections in each encoder
     assert sum(m.startswith("text_encoder.") for m in tau) == 18
     assert sum(m.startswith("text_encoder_2.") for m in tau) == 18

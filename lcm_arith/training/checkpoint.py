@@ -48,6 +48,8 @@ class Checkpoint:
         Raises:
             StorageError: If the disk refuses; the file is then as it was.
         """
+        for part in self.path.parent.glob(f".{self.path.name}.*.part"):
+            part.unlink(missing_ok=True)  # of one that was killed while it wrote
         packed = io.BytesIO()
         torch.save(dict(content), packed)
         packed.write(hashlib.sha256(packed.getbuffer()).digest())

@@ -132,14 +132,21 @@ def three_networks(unet: Any, numbers: Numbers, *, decay: float) -> Roles:
         numbers: Of the teacher's weights and everybody's products; θ is float32.
         decay: μ.
     """
-    student = type(unet).from_config({**unet.config, "time_cond_proj_dim": OMEGA_WIDTH})
+    own = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    # with its "_use_default_values" diffusers would overlook a width that the file did not name
+    student = type(unet).from_config({**own, "time_cond_proj_dim": OMEGA_WIDTH})
     missing, alien = student.load_state_dict(unet.state_dict(), strict=False)
     assert missing == ["time_embedding.cond_proj.weight"]
     assert not alien
     nn.init.zeros_(student.time_embedding.cond_proj.weight)
     student.to(unet.device, torch.float32).requires_grad_(True)
+    if unet.is_gradient_checkpointing:
+        student.enable_gradient_checkpointing()
     target = copy.deepcopy(student).requires_grad_(False).eval()
     unet.to(numbers.weights).requires_grad_(False).eval()
+    if unet._compiled_call_impl is not None:
+        student.compile()
+        target.compile()
     average = Average.of_modules(target, student, decay)
     wide = Numbers(torch.float32, numbers.products, numbers.scaled)
     pairs = ((student, wide), (target, wide), (unet, numbers))

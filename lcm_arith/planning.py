@@ -171,6 +171,7 @@ def plan(
         "prediction": defaults.prediction,
         **({"omega": defaults.omega} if running.teacher else {}),
         **({"grid_points": defaults.grid_points} if MODES[mode].target else {}),
+        **({"stride": defaults.stride} if MODES[mode].target else {}),
         **asdict(training),
         "precision": precision,
         "optimizer": optimizer,

@@ -93,11 +93,11 @@ def standing(
         vectors: Those that the UNet will carry.
     """
     machine = request.machine
+    _check_compiled(machine, found_device(machine.device))
     found = survey(_source(request, sets), request.options)
     processes = find_processes(machine.device, machine.report_to, request.run, {})
     try:
         formats = numbers(machine.precision, processes.device)
-        _check_compiled(machine, processes.device)
         base = load_base(request.base, config=request.config)
         _check_fit(base, vectors)
         durable.make_folder(request.run)

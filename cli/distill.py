@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from lcm_arith.cli import options
+from lcm_arith.cli.choices import number, option
 from lcm_arith.cli.output import Stages, stderr
-from lcm_arith.cli.training import Shared, make, planned, with_shared
+from lcm_arith.cli.train import make, print_planned
+from lcm_arith.cli.training import Shared, with_shared
 
 if TYPE_CHECKING:
     from lcm_arith.training.request import Request
 
+RULE: Final = "Algorithm 1"
 EXAMPLES = """Examples:
 
   lcm-arith distill -o lcm.safetensors
@@ -60,81 +61,72 @@ def command(
     shared: Shared,
     mode: Annotated[
         Mode,
-        typer.Option(
-            help="lora: an acceleration vector. full: all weights, a model that is told ω. "
-            "lcf: fine-tune an accelerated model on data, without a teacher."
+        option(
+            RULE,
+            "lora: an acceleration vector. full: all weights, a model that is told ω. "
+            "lcf: fine-tune an accelerated model on data, without a teacher.",
         ),
     ] = Mode.lora,
     omega: Annotated[
         float | None,
-        typer.Option(
-            metavar="ω",
-            help="Guidance of the teacher in the paper's form; diffusers' guidance scale is 1 + ω.",
-            show_default="the family's",
+        number(
+            RULE, "Guidance of the teacher, the paper's; diffusers' guidance scale is 1 + ω.", "ω"
         ),
     ] = None,
     omega_range: Annotated[
         str | None,
-        typer.Option(metavar="LOW,HIGH", help="Draw ω from a range; mode full is told it."),
-    ] = None,
-    grid_points: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="Points of the solver's grid.", show_default="50"),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            metavar="POINTS",
-            help="Grid points that a solver step goes back.",
-            show_default="the family's",
+        option(
+            RULE,
+            "Draw ω from a range, such as 5,15. Mode full is told it, others learn the mean.",
+            metavar="LOW,HIGH",
         ),
     ] = None,
+    grid_points: Annotated[int | None, number(RULE, "Points of the solver's grid.", "K")] = None,
+    stride: Annotated[
+        int | None, number(RULE, "Grid points that a solver step goes back.", "POINTS")
+    ] = None,
     timesteps: Annotated[
-        Timesteps,
-        typer.Option(help="Train on the grid that samplers visit, or literally on any t."),
+        Timesteps, option(RULE, "Train on the grid that samplers visit, or literally on any t.")
     ] = Timesteps.grid,
     solver: Annotated[
-        Solver, typer.Option(help="The teacher's; dpm++2s is of second order, at twice the passes.")
-    ] = Solver.ddim,
-    loss: Annotated[Loss, typer.Option(help="Distance of two predictions.")] = Loss.huber,
+        Solver | None,
+        option(
+            RULE,
+            "The teacher's; dpm++2s is of second order, at twice the passes.",
+            show_default="ddim",
+        ),
+    ] = None,
+    loss: Annotated[Loss, option(RULE, "Distance of two predictions.")] = Loss.huber,
     target_decay: Annotated[
         float | None,
-        typer.Option(
+        option(
+            RULE,
+            "Decay of a target that averages the student; 0 is the student itself.",
             metavar="μ",
-            help="Decay of a target that averages the student; 0 is the student itself.",
             show_default="0; 0.95 in mode full",
         ),
     ] = None,
     accel: Annotated[
         str | None,
-        typer.Option(
+        option(
+            RULE,
+            "Mode lcf: the acceleration vector of the model to fine-tune.",
             metavar="VECTOR",
-            help="Mode lcf: the acceleration vector of the model to fine-tune.",
             autocompletion=options.completion.vectors,
         ),
     ] = None,
     freeze_accel: Annotated[
         bool,
-        typer.Option(
-            "--freeze-accel", help="Mode lcf: keep it as it is, learn a style vector beside it."
+        option(
+            RULE,
+            "Mode lcf: keep it as it is, learn a style vector beside it.",
+            "--freeze-accel",
         ),
     ] = False,
     anchor: Annotated[
         float | None,
-        typer.Option(
-            metavar="WEIGHT", help="Mode lcf: add the distillation loss, so that guidance stays."
-        ),
-    ] = None,
-    plan: Annotated[
-        bool,
-        typer.Option("--plan", help="Tell parameters, memory and FLOPs; nothing is loaded."),
-    ] = False,
-    family: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="With --plan: sd15, sd2, ssd1b, sdxl or emoji.",
-            show_default="that of --base",
+        option(
+            RULE, "Mode lcf: add the distillation loss, so that guidance stays.", metavar="WEIGHT"
         ),
     ] = None,
 ) -> None:
@@ -147,18 +139,19 @@ def command(
         "grid_points": grid_points,
         "stride": stride,
         "timesteps": timesteps.value,
-        "solver": solver.value,
+        "solver": None if solver is None else solver.value,
         "loss": loss.value,
         "target_decay": target_decay,
         "anchor": anchor,
     }
-    if plan:
-        planned(shared, family, **variant)
+    if shared.plan:
+        print_planned(shared, **variant)
         return
-    if family is not None:
-        raise UsageError("--family: only --plan takes it", hint="a base tells its family itself")
     if mode is Mode.full and shared.name is not None:
-        raise UsageError("--name: mode full writes a model, the registry keeps vectors")
+        raise UsageError(
+            "--name: the registry keeps vectors, and mode full writes a model",
+            hint="give a folder with -o",
+        )
     if mode is Mode.lcf and not anchor:
         stderr.print(
             "Note: lcf learns the data as it is, without guidance; a long training takes away what "

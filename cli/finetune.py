@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from lcm_arith.cli import options
+from lcm_arith.cli.choices import option
 from lcm_arith.cli.output import Stages
-from lcm_arith.cli.training import Shared, make, with_shared
+from lcm_arith.cli.train import make, print_planned
+from lcm_arith.cli.training import Shared, with_shared
 
 if TYPE_CHECKING:
     from lcm_arith.training.request import Request
 
+STYLE: Final = "Style"
 EXAMPLES = """Examples:
 
   lcm-arith finetune --embedded-style twemoji -o twemoji.safetensors
@@ -37,40 +38,42 @@ def command(
     shared: Shared,
     embedded_style: Annotated[
         str | None,
-        typer.Option(
+        option(
+            STYLE,
+            "Learn an embedded picture set (its part A).",
             metavar="NAME",
-            help="Learn an embedded picture set (its part A).",
             show_default="fluent-emoji",
         ),
     ] = None,
     timesteps: Annotated[
-        Timesteps,
-        typer.Option(help="How noise levels are drawn; style-friendly ones are high."),
+        Timesteps, option(STYLE, "How noise levels are drawn; style-friendly ones are high.")
     ] = Timesteps.uniform,
     snr_gamma: Annotated[
-        float, typer.Option(metavar="γ", help="Most signal-to-noise ratio in the loss's weight.")
+        float, option(STYLE, "Most signal-to-noise ratio in the loss's weight.", metavar="γ")
     ] = 5.0,
     snr_floor: Annotated[
-        float, typer.Option(metavar="SNR", help="Least; gives high noise more weight.")
+        float, option(STYLE, "Least; gives high noise more weight.", metavar="SNR")
     ] = 0.0,
     caption_dropout: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of pictures shown without a caption.")
+        float, option(STYLE, "Share of pictures shown without a caption.", metavar="SHARE")
     ] = 0.1,
     learn_empty: Annotated[
         bool,
-        typer.Option(
+        option(
+            STYLE,
+            "Learn the pictures without a caption, too; else the base's answer stays.",
             "--learn-empty",
-            help="Learn the pictures without a caption, too; else the base's answer stays.",
         ),
     ] = False,
     text_encoder: Annotated[
-        bool, typer.Option("--text-encoder", help="Adapt the text encoders, too.")
+        bool, option(STYLE, "Adapt the text encoders, too.", "--text-encoder")
     ] = False,
     with_accel: Annotated[
         str | None,
-        typer.Option(
+        option(
+            STYLE,
+            "Train with this acceleration vector in place, and leave it as it is.",
             metavar="VECTOR",
-            help="Train with this acceleration vector in place, and leave it as it is.",
             autocompletion=options.completion.vectors,
         ),
     ] = None,
@@ -80,6 +83,14 @@ def command(
 
     if shared.data is not None and embedded_style is not None:
         raise UsageError("--data and --embedded-style exclude each other")
+
+    if learn_empty and not caption_dropout:
+        raise UsageError("--learn-empty: no caption is dropped with --caption-dropout 0")
+    if shared.plan:
+        if text_encoder:
+            raise UsageError("--plan counts the UNet's adapter alone, leave --text-encoder out")
+        print_planned(shared, "finetune")
+        return
 
     def train(request: Request, stages: Stages) -> dict[str, Any]:
         from lcm_arith.embedded import files

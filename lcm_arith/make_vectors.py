@@ -31,6 +31,7 @@ from lcm_arith.training.whole_model import check_model_output, write_model
 
 TEXT_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 TARGET_DECAY: Final = 0.95  # μ of mode full, arXiv:2310.04378
+SHEET_STEPS: Final = (1, 2, 4, 8)
 
 
 def make_acceleration(
@@ -59,9 +60,15 @@ def make_acceleration(
     given = {k: v for k, v in (variant or {}).items() if v is not None}
     mode = given.get("mode", "lora")
     _check_mode(mode, request, accel, freeze_accel)
+    _check_useful(mode, given, request)
+    _check_values(mode, given, request)
     check = check_model_output if mode == "full" else check_output
     check(request.out, force=request.force)
-    with standing(request, pictures.base_sets(), on_stage) as ground:
+    below = load(accel) if accel is not None and freeze_accel else None
+    begun = accel if accel is not None and not freeze_accel else request.start
+    start = None if begun is None else load(begun)
+    vectors = (below, start)
+    with standing(request, pictures.base_sets(), on_stage, vectors=vectors) as ground:
         row = ground.row
         defaults = {"omega": row.omega, "grid_points": row.grid_points, "stride": row.stride}
         if mode == "full":
@@ -70,15 +77,13 @@ def make_acceleration(
         if mode == "full":
             return _make_full(ground, how)
         plan = request.planned(row.acceleration)
-        below = load(accel) if accel is not None and freeze_accel else None
-        start = accel if accel is not None and not freeze_accel else request.start
         about = {
             "kind": "style" if freeze_accel else "acceleration",
             **_variant(how),
             "sampler": "lcm",
             **({"accel": provenance(below)} if below is not None else {}),
         }
-        ground.start = None if start is None else load(start)
+        ground.start = start
         roles = on_one_base(
             ground.base.unet,
             plan,
@@ -90,8 +95,11 @@ def make_acceleration(
             accel=below,
         )
         lesson = distillation(roles, ground.data, plan, how, **ground.known())
-        columns = tuple(Column("lcm", steps, 1.0) for steps in request.watching.steps)
-        return _make(ground, plan, lesson, about, columns)
+        return _make(ground, plan, lesson, about, _few_steps(request))
+
+
+def _few_steps(request: Request) -> tuple[Column, ...]:
+    return tuple(Column("lcm", steps, 1.0) for steps in request.watching.steps or SHEET_STEPS)
 
 
 def _check_mode(mode: str, request: Request, accel: str | None, freeze_accel: bool) -> None:
@@ -104,20 +112,40 @@ def _check_mode(mode: str, request: Request, accel: str | None, freeze_accel: bo
         raise UsageError(f"mode {mode}: only lcf has an acceleration vector in place")
     if accel is not None and not freeze_accel and request.start is not None:
         raise UsageError("lcf goes on from the acceleration vector, not from another one, too")
+
+
+def _check_useful(mode: str, given: Mapping[str, Any], request: Request) -> None:
+    """Raises where a value was set that this mode has no use for."""
+    asked = {**given, **{k: v for k, v in request.plan.items() if v is not None}}
+    asked |= {"start": request.start, "save_every": request.watching.save_every or None}
+    idle: tuple[str, ...] = ()
     if mode == "full":
-        without = ("rank", "alpha", "targets", "ema")
-        wrong = [k for k in without if request.plan.get(k) is not None]
-        if request.start is not None:
-            wrong.append("start")
-        if wrong:
-            raise UsageError(
-                f"{', '.join(wrong)}: without effect in mode full",
-                hint="it trains all weights, and writes the average of --target-decay",
-            )
+        idle, why = _ADAPTERS, "mode full trains all weights and writes their average θ⁻"
+    elif mode == "lcf" and not given.get("anchor"):
+        idle, why = _TEACHERS, "mode lcf has no teacher, unless it has an anchor"
+    if wrong := [name for name in idle if asked.get(name) is not None]:
+        raise UsageError(f"{', '.join(wrong)}: without effect, {why}")
+
+
+_ADAPTERS: Final = ("rank", "alpha", "targets", "ema", "start", "save_every")
+_TEACHERS: Final = ("omega", "solver")
+
+
+def _check_values(mode: str, given: Mapping[str, Any], request: Request) -> None:
+    """Raises where a value is impossible with any family, before anything is read."""
+    decay = TARGET_DECAY if mode == "full" else 0.0
+    Distillation(**{"omega": 0.0, "target_decay": decay, **given})
+    _check_plan(request)
+
+
+def _check_plan(request: Request) -> None:
+    request.planned(Training(rank=1, steps=1, batch=1, learning_rate=1.0))
 
 
 def _variant(how: Distillation) -> dict[str, Any]:
     """What a vector says of how it was distilled; ω as decimals."""
+    if not how.taught:
+        return {k: v for k, v in asdict(how).items() if k not in _TEACHERS}
     ends = how.omega if isinstance(how.omega, tuple) else (how.omega,)
     return {**asdict(how), "omega": " to ".join(repr(float(end)) for end in ends)}
 
@@ -131,7 +159,7 @@ def _make_full(ground: Ground, how: Distillation) -> dict[str, Any]:
     ends = how.omega if isinstance(how.omega, tuple) else (how.omega, how.omega)
     strength = sum(ends) / 2
     told = torch.full((1,), strength)
-    columns = tuple(Column("lcm", steps, 1.0) for steps in request.watching.steps)
+    columns = _few_steps(request)
     about = {"kind": "model", **_variant(how), "sampler": "lcm"}
     outcome, about = train(ground, plan, lesson, about, columns, {"omega": told}, None)
     sha256 = ""
@@ -170,12 +198,15 @@ def make_style(
         raise NotFoundError(
             f"{style}: no embedded picture set", hint=f"one of {', '.join(pictures.sets())}"
         )
+    _check_plan(request)
     check_output(request.out, force=request.force)
     how = how or Denoising()
-    with standing(request, (style,), on_stage, keep_text=text_encoder) as ground:
+    below = None if accel is None else load(accel)
+    start = None if request.start is None else load(request.start)
+    vectors = (below, start)
+    with standing(request, (style,), on_stage, keep_text=text_encoder, vectors=vectors) as ground:
         plan = request.planned(ground.row.style)
-        below = None if accel is None else load(accel)
-        ground.start = None if request.start is None else load(request.start)
+        ground.start = start
         roles = on_one_base(
             ground.base.unet,
             plan,
@@ -199,12 +230,13 @@ def make_style(
             **asdict(how),
             **({"accel": provenance(below)} if below is not None else {}),
         }
-        columns = (
-            (Column("dpm++", ground.row.teacher_steps, ground.row.guidance),)
-            if below is None
-            else tuple(Column("lcm", steps, 1.0) for steps in request.watching.steps)
-        )
+        columns = _few_steps(request) if below is not None else _many_steps(ground)
         return _make(ground, plan, lesson, about, columns)
+
+
+def _many_steps(ground: Ground) -> tuple[Column, ...]:
+    listed = ground.request.watching.steps or (ground.row.teacher_steps,)
+    return tuple(Column("dpm++", steps, ground.row.guidance) for steps in listed)
 
 
 def _reader(ground: Ground, plan: Training) -> Read:

@@ -17,6 +17,7 @@ from lcm_arith.families import Family, family
 from lcm_arith.flops import Shape, passes
 from lcm_arith.targets import resolve
 from lcm_arith.training.plan import Plan, Training
+from lcm_arith.training.request import LARGE
 
 W_EMBEDDING: Final = "time_embedding.cond_proj"
 """Module by which a student is told ω; ``time_cond_proj_dim`` of diffusers' UNet."""
@@ -37,13 +38,23 @@ class Mode:
     Args:
         teacher: Passes of the frozen base: with the prompt and without.
         target: Passes of the student, or of its average, without gradients.
-        whole: All weights are trained, not an adapter.
+        whole: All weights are trained, not an adapter, and an average of them is the target.
+        student: Passes of the student with gradients.
     """
 
     teacher: int
     target: int
     whole: bool = False
+    student: int = 1
 
+    def passing(self, solver: str, anchor: float) -> Mode:
+        """The same with this solver of the teacher; with an anchor, LCD's passes beside LCF's."""
+        own = Mode(teacher=2, target=self.target + 1, student=2) if anchor else self
+        return replace(own, teacher=own.teacher * SOLVERS[solver])
+
+
+SOLVERS: Final[Mapping[str, int]] = {"ddim": 1, "dpm++2s": 2}
+"""Solver of the teacher → its passes a step, each with the prompt and without."""
 
 MODES: Final[Mapping[str, Mode]] = {
     "lora": Mode(teacher=2, target=1),  # Algorithm 1 of arXiv:2311.05556
@@ -108,7 +119,10 @@ def plan(
     resolution: int | None = None,
     precision: str = "bf16",
     optimizer: str = "adamw",
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | None = False,
+    solver: str = "ddim",
+    anchor: float = 0.0,
+    target_decay: float = 0.0,
     omega_dim: int = 256,
     model: Architecture | None = None,
     config: Mapping[str, Any] | None = None,
@@ -123,7 +137,11 @@ def plan(
         resolution: Side of the pictures, px; None is the family's.
         precision: Of the frozen weights, one of :data:`PRECISIONS`.
         optimizer: One of :data:`OPTIMIZERS`.
-        gradient_checkpointing: Whether blocks are run again for the backward pass.
+        gradient_checkpointing: Whether blocks are run again for the backward pass; None is what
+            a GPU gets, only a UNet of over a billion parameters.
+        solver: The teacher's, one of :data:`SOLVERS`.
+        anchor: Weight of LCD's loss in mode ``lcf``.
+        target_decay: μ of a target that is an average of the student's adapter.
         omega_dim: Width of the w-embedding in mode ``full``; 0 is a student that is not told ω.
         model: Sizes of the base, where its family has no published ones.
         config: More values that the result's ``config`` is to tell, such as ω; they change nothing
@@ -138,18 +156,22 @@ def plan(
             mode without an adapter.
         IncompatibleError: If ``model`` has layers that Stable Diffusion's UNets do not have.
     """
-    _check(mode, precision, optimizer)
+    _check(mode, precision, optimizer, solver)
     if MODES[mode].whole and (targets is not None or values.get("rank") is not None):
         raise UsageError(f"mode {mode} trains all weights: it has no rank and no targets")
     defaults = family(name)
     sizes = model or architecture(name)
+    running = MODES[mode].passing(solver, anchor)
+    if gradient_checkpointing is None:
+        gradient_checkpointing = sizes.parameters["unet"] > LARGE
     training = _training(defaults, mode, values)
     side = defaults.resolution if resolution is None else resolution
     used = {
         "resolution": side,
         "prediction": defaults.prediction,
-        **({"omega": defaults.omega} if MODES[mode].teacher else {}),
+        **({"omega": defaults.omega} if running.teacher else {}),
         **({"grid_points": defaults.grid_points} if MODES[mode].target else {}),
+        **({"stride": defaults.stride} if MODES[mode].target else {}),
         **asdict(training),
         "precision": precision,
         "optimizer": optimizer,
@@ -162,16 +184,18 @@ def plan(
     else:
         used["omega_dim"] = omega_dim
         sizes = _told_omega(sizes, omega_dim)
-    flops = _flops(MODES[mode], sizes, ranks, _latents(side, sizes))
-    planned = _planned(name, mode, sizes, ranks, flops, used)
+    flops = _flops(running, sizes, ranks, _latents(side, sizes))
+    copies = bool(training.ema) + (MODES[mode].whole or target_decay > 0)
+    planned = _planned(name, mode, sizes, ranks, flops, used, copies)
     return replace(planned, config={**used, **(config or {})})
 
 
-def _check(mode: str, precision: str, optimizer: str) -> None:
+def _check(mode: str, precision: str, optimizer: str, solver: str) -> None:
     for option, given, allowed in (
         ("mode", mode, MODES),
         ("precision", precision, PRECISIONS),
         ("optimizer", optimizer, OPTIMIZERS),
+        ("solver", solver, SOLVERS),
     ):
         if given not in allowed:
             raise UsageError(f"{option} {given!r}: one of {', '.join(allowed)}")
@@ -210,13 +234,14 @@ def _flops(mode: Mode, sizes: Architecture, ranks: Mapping[str, int], side: int)
     base = {name: shape for name, shape in sizes.modules.items() if name != W_EMBEDDING}
     teacher = own(base).forward
     student = own(sizes.modules, ranks=ranks, whole=mode.whole)
-    picture = mode.teacher * teacher + (mode.target + 1) * student.forward + student.backward
+    students = mode.target * student.forward + mode.student * (student.forward + student.backward)
+    picture = mode.teacher * teacher + students
     return {
         "base_forward": teacher,
         "student_forward": student.forward,
         "student_backward": student.backward,
         "picture": picture,
-        "picture_checkpointed": picture + student.forward,
+        "picture_checkpointed": picture + mode.student * student.forward,
     }
 
 
@@ -227,6 +252,7 @@ def _planned(
     ranks: Mapping[str, int],
     flops: Mapping[str, int],
     config: Mapping[str, Any],
+    copies: int,
 ) -> Planned:
     parts = sizes.parameters
     unet, text, vae = parts["unet"], sizes.text_encoder_parameters, parts["vae"]
@@ -250,7 +276,7 @@ def _planned(
             trained=trained * FLOAT32,
             gradients=trained * FLOAT32,
             optimizer=trained * OPTIMIZERS[config["optimizer"]],
-            average=trained * FLOAT32 if config["ema"] else 0,
+            average=trained * FLOAT32 * copies,
         ),
         caching=_with_total(text_encoders=text * frozen, vae=vae * FLOAT32),
         flops=flops,

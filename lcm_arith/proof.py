@@ -52,12 +52,10 @@ def prove_loads(path: Path, base: Path | Base) -> None:
 
 
 def without_weights(pipeline: Any) -> Any:
-    """A pipeline of the same architecture, without adapters, whose weights take no memory."""
+    """The same architecture, without adapters; weights take no memory, what is gone stays so."""
     parts = dict(pipeline.components)
     for name in parts.keys() & set(PARTS["sdxl"]):
-        if parts[name] is None:  # not needed any more where only the UNet is trained
-            continue
-        parts[name] = _hollow(parts[name])
+        parts[name] = None if parts[name] is None else _hollow(parts[name])
     kind = "sdxl" if "text_encoder_2" in parts else "sd"
     cls, options = pipeline_class(kind)
     return cls(**{name: option for name, option in options.items() if name != "dtype"} | parts)

@@ -86,7 +86,8 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded family's trainings take four pictures a step."""
     family = embedded()
     plans = {name: replace(getattr(family, name), batch=4) for name in ("style", "acceleration")}
-    monkeypatch.setattr("lcm_arith.make_vectors.embedded", lambda: replace(family, **plans))
+    small = replace(family, **plans)
+    monkeypatch.setattr("lcm_arith.training.ground.family", lambda name: small)
 
 
 @pytest.fixture

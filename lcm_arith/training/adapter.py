@@ -9,7 +9,7 @@ once more during the backward pass.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -82,13 +82,7 @@ def add_frozen(network: Any, tau: TaskVector, *, weight: float, name: str = ACCE
     from peft import LoraConfig
 
     paths = {module.removeprefix("unet."): module for module in tau}
-    layers = dict(network.named_modules())
-    wrong = [
-        module
-        for path, module in paths.items()
-        if path not in layers or _shape(layers[path]) != tuple(tau.shape_of(module))
-    ]
-    if wrong:
+    if wrong := misfits(network, tau, tau):
         raise IncompatibleError(
             f"{len(wrong)} of {len(tau)} modules of the vector to keep in place do not fit the "
             f"base model, {wrong[0]} for one",
@@ -107,6 +101,17 @@ def add_frozen(network: Any, tau: TaskVector, *, weight: float, name: str = ACCE
             found[path].lora_B[name].weight.copy_(weight * delta.scale * delta.up)
             found[path].scaling[name] = 1.0
     set_adapters(network, (name, TRAINED))
+
+
+def misfits(network: Any, tau: TaskVector, among: Iterable[str]) -> list[str]:
+    """Those of these modules of ``tau`` that a UNet lacks, or has in another shape."""
+    layers = dict(network.named_modules())
+    paths = {module: module.removeprefix("unet.") for module in among}
+    return [
+        module
+        for module, path in paths.items()
+        if path not in layers or _shape(layers[path]) != tuple(tau.shape_of(module))
+    ]
 
 
 def add_average(network: Any, *, rank: int, targets: Sequence[str], alpha: float | None) -> None:

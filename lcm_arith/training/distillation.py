@@ -77,6 +77,11 @@ class Distillation:
         if self.mode != "lcf" and self.anchor:
             raise UsageError(f"anchor {self.anchor:g}: only mode lcf has one")
 
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher has a say, with its ω and its solver."""
+        return self.mode != "lcf" or self.anchor > 0
+
     def grid(self, timesteps: int) -> Grid:
         """The points that batches are drawn from."""
         if self.timesteps == "grid":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -18,17 +18,16 @@ from lcm_arith.data.drawings import Captioned, embedded_pictures
 from lcm_arith.data.prepare import prepare
 from lcm_arith.data.sources import VARIANTS, survey
 from lcm_arith.embedded.pictures import base_sets
-from lcm_arith.errors import UsageError
+from lcm_arith.errors import IncompatibleError, UsageError
 from lcm_arith.families import Family, family
 from lcm_arith.targets import resolve
+from lcm_arith.training.adapter import misfits
 from lcm_arith.training.numbers import Numbers, numbers
 from lcm_arith.training.plan import Training
 from lcm_arith.training.processes import Processes, find_processes, found_device
-from lcm_arith.training.request import Machine, Request
+from lcm_arith.training.request import LARGE, Machine, Request
 from lcm_arith.training.watch import SHOWN
 from lcm_arith.vector import TaskVector
-
-LARGE: Final = 1_000_000_000  # parameters of a UNet whose activations do not fit beside it
 
 OnStage = Callable[[str, int, int, str], None]
 """Told about progress: (stage, done, total, note)."""
@@ -77,16 +76,31 @@ class Ground:
 
 @contextmanager
 def standing(
-    request: Request, sets: tuple[str, ...], on_stage: OnStage, *, keep_text: bool = False
+    request: Request,
+    sets: tuple[str, ...],
+    on_stage: OnStage,
+    *,
+    keep_text: bool = False,
+    vectors: Sequence[TaskVector | None] = (),
 ) -> Iterator[Ground]:
-    """Base and data, checked from the cheapest to the dearest."""
+    """Base and data, checked from the cheapest to the dearest.
+
+    Args:
+        request: What the user asked for.
+        sets: Embedded picture sets, where ``request.data`` is None.
+        on_stage: Told about progress.
+        keep_text: Whether the text encoders are needed beyond the data.
+        vectors: Those that the UNet will carry.
+    """
     machine = request.machine
-    durable.make_folder(request.run)
+    _check_compiled(machine, found_device(machine.device))
     found = survey(_source(request, sets), request.options)
     processes = find_processes(machine.device, machine.report_to, request.run, {})
     try:
         formats = numbers(machine.precision, processes.device)
         base = load_base(request.base, config=request.config)
+        _check_fit(base, vectors)
+        durable.make_folder(request.run)
         base.pipeline.to(processes.device)
         with processes.main_first():
             data = prepare(base, found, request.options, cache=request.kept, on_stage=on_stage)
@@ -148,9 +162,23 @@ def _save_memory(unet: Any, machine: Machine, device: torch.device) -> None:
     if on and machine.checkpointing != "off":
         unet.enable_gradient_checkpointing()
     if machine.compiled:
-        if device.type != "cuda":
-            raise UsageError(
-                f"--compile on {device.type}: only a GPU gains by it",
-                hint="on a CPU, compiled gradients under bfloat16 are wrong; leave it out",
-            )
         unet.compile()
+
+
+def _check_compiled(machine: Machine, device: torch.device) -> None:
+    if machine.compiled and device.type != "cuda":
+        raise UsageError(
+            f"--compile on {device.type}: only a GPU gains by it",
+            hint="on a CPU, compiled gradients under bfloat16 are wrong; leave it out",
+        )
+
+
+def _check_fit(base: Base, vectors: Sequence[TaskVector | None]) -> None:
+    for tau in vectors:
+        own = [] if tau is None else [m for m in tau if m.startswith("unet.")]
+        if tau is not None and (wrong := misfits(base.unet, tau, own)):
+            raise IncompatibleError(
+                f"{len(wrong)} of the vector's {len(own)} modules do not fit the base model, "
+                f"{wrong[0]} for one",
+                hint="give a vector that was made for this family",
+            )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT: Final = "checkpoint.pt"
 CHECKPOINTING: Final = ("auto", "on", "off")
+LARGE: Final = 1_000_000_000  # parameters of a UNet whose activations do not fit beside it
 P = TypeVar("P", bound=Plan)
 
 
@@ -26,21 +27,24 @@ class Watching:
     Args:
         every: Steps between two looks; None is four looks, 0 none.
         prompts: Of the sheets; none are the first captions of the data.
-        steps: Sampling steps, a column of the sheets each.
+        steps: Sampling steps, a column of the sheets each; None is few where the model is
+            accelerated, else those of its teacher.
         save_every: Steps between two vectors that are kept in the run's folder; 0 keeps none.
     """
 
     every: int | None = None
     prompts: tuple[str, ...] = ()
-    steps: tuple[int, ...] = (1, 2, 4, 8)
+    steps: tuple[int, ...] | None = None
     save_every: int = 0
 
     def __post_init__(self) -> None:
         for name in ("every", "save_every"):
             if (getattr(self, name) or 0) < 0:
                 raise UsageError(f"{name} {getattr(self, name)}: 0 or more steps")
-        if not self.steps or min(self.steps) < 1:
+        if self.steps is not None and (not self.steps or min(self.steps) < 1):
             raise UsageError("sampling steps of the sheets: at least 1 each")
+        if self.every == 0 and (self.prompts or self.steps):
+            raise UsageError("prompts or steps of sheets, of which there are none with every 0")
 
 
 @dataclass(frozen=True)

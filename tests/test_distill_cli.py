@@ -1,0 +1,375 @@
+"""``distill`` and ``finetune`` as users meet them: files, figures, codes, no idle option."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from commands import fails, files_in, run, small, verb
+from PIL import Image
+from tiny import pipeline, single_file
+from typer.testing import CliRunner
+
+from lcm_arith.adapters import facts, load
+from lcm_arith.bases import load_base
+from lcm_arith.cli import distill, finetune
+from lcm_arith.cli.main import app
+from lcm_arith.modules import with_text_model
+from lcm_arith.training.distillation import MODES, TIMESTEPS
+from lcm_arith.training.numbers import PRECISIONS
+from lcm_arith.training.plan import OPTIMIZERS, RATES
+from lcm_arith.training.request import CHECKPOINTING
+
+SHORT = ("--steps", "2", "--batch", "2", "--rank", "2", "--validate-every", "0")
+COMMANDS = {"distill": distill, "finetune": finetune}
+
+
+@pytest.fixture
+def here(tmp_cwd: Path) -> Path:
+    """The current folder, with three captioned pictures in ``art``."""
+    Path("art").mkdir()
+    for number in range(3):
+        values = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(values).save(f"art/{number}.png")
+        Path(f"art/{number}.txt").write_text(f"a red fox, {number}")
+    return tmp_cwd
+
+
+def trained(command: str, base: Path, *more: str) -> Any:
+    given = [] if "--data" in more else ["--data", "art"]
+    return json.loads(run(command, "--base", str(base), *given, *SHORT, *more, "--json").stdout)
+
+
+def placed_by_diffusers(base: Path, file: Path, kind: str) -> dict[str, torch.Tensor]:
+    """Module → ΔW, as ``load_lora_weights`` puts it into a fresh pipeline."""
+    from peft.tuners.lora import LoraLayer
+
+    cls = (
+        diffusers.StableDiffusionXLPipeline if kind == "sdxl" else diffusers.StableDiffusionPipeline
+    )
+    pipe = cls.from_pretrained(base)
+    pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="x")
+    return {
+        with_text_model(f"{part}.{name}"): layer.get_delta_weight("x")
+        for part, model in pipe.components.items()
+        if isinstance(model, torch.nn.Module)
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+
+
+# --- end to end -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_pictures_become_vectors_that_load_whole_and_combine(
+    here: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    base: Path = request.getfixturevalue(f"tiny_{kind}")
+    told = trained(
+        "distill", base, "--alpha", "5", "--learning-rate", "0.01", "-o", "a.safetensors"
+    )
+    known = facts(load("a.safetensors"))
+    assert known["base"] == told["base"] == load_base(base).digest
+    assert (known["omega"], known["grid_points"], known["sampler"]) == ("7.5", 50, "lcm")
+    plan = known["plan"]
+    assert (plan["rank"], plan["alpha"], plan["steps"]) == (2, 5.0, 2)
+    run("convert", "a.safetensors", "--format", "kohya", "-o", "k.safetensors")
+    accel = load("a.safetensors")
+    for file in ("a.safetensors", "k.safetensors"):
+        placed = placed_by_diffusers(base, Path(file), kind)
+        assert placed.keys() == set(accel.modules)
+        for module, delta in placed.items():  # float32, another order of the products
+            assert torch.allclose(delta, accel[module].dense(), rtol=1e-5, atol=1e-8)
+    assert max(float(accel[module].dense().abs().max()) for module in accel) > 0
+    extra = ("--text-encoder", "--with-accel", "a.safetensors")
+    told = trained("finetune", base, *extra, "--timesteps", "style-friendly", "--name", "mine")
+    assert told["name"] == "mine"
+    assert verb("show", "mine")["said"]["kind"] == {"value": "style", "source": "header"}
+    made = ["--l1", "0.8", "--l2", "1.0", "-o", "both.safetensors"]
+    run("combine", "mine", "a.safetensors", *made)
+    both, style = load("both.safetensors"), load("mine")
+    assert set(both.modules) == set(accel.modules) | set(style.modules)
+    module = accel.modules[0]
+    expected = 0.8 * style[module].dense() + accel[module].dense()
+    assert torch.allclose(both[module].dense(), expected, atol=1e-6)
+    assert json.loads(run("inspect", "a.safetensors", "--json").stdout)["kind"] == "acceleration"
+
+
+@pytest.mark.parametrize("kind", ["sd2-v", "sd2-zsnr"])
+def test_v_prediction_is_distilled_with_and_without_a_signal_at_the_end(
+    here: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    base = request.getfixturevalue({"sd2-v": "tiny_sd2v", "sd2-zsnr": "tiny_zsnr"}[kind])
+    told = trained("distill", base)
+    assert told["prediction"] == "v_prediction"
+    assert 0 < told["final_loss"] < 10
+
+
+def test_a_single_file_and_prompts_without_pictures_will_do(here: Path) -> None:
+    pipe = pipeline("sd15", layers_per_block=2)
+    single_file(pipe, here / "model.safetensors")
+    pipe.save_pretrained(here / "folder")
+    Path("prompts.txt").write_text("a red fox\na cat\n")
+    extra = ("--config", "folder", "--data", "prompts.txt", "--teacher-steps", "2")
+    told = trained("distill", Path("model.safetensors"), *extra, "--per-prompt", "2")
+    assert (told["pictures"], told["data"]["source"]) == (4, "prompts")
+
+
+def test_a_training_leaves_metrics_errors_sheets_and_vectors_on_the_way(
+    here: Path, tiny_sd15: Path
+) -> None:
+    Path("prompts.txt").write_text("fox\n")
+    result = run(
+        "distill", "--base", str(tiny_sd15), "--data", "art", *SHORT[:-2], "--validate-every", "2",
+        "--validate-steps", "1", "--validate-prompts", "prompts.txt", "--save-every", "1",
+    )  # fmt: skip
+    run_folder = Path("acceleration-run")
+    assert {path.name for path in run_folder.iterdir()} == {
+        "cache", "errors.csv", "metrics.csv", "step-000001.safetensors", "step-000002.png",
+        "step-000002.safetensors",
+    }  # fmt: skip
+    assert len((run_folder / "metrics.csv").read_text().splitlines()) == 3
+    assert len((run_folder / "errors.csv").read_text().splitlines()) == 1 + 2 * 5
+    halfway = load(run_folder / "step-000001.safetensors")
+    assert halfway.modules == load("acceleration.safetensors").modules
+    assert "guidance scale 8.5" in result.stderr
+    assert "train" in result.stderr
+    assert "proven" in result.stdout
+    code, message = fails("distill", "--base", "nowhere", "--data", "art")
+    assert (code, "acceleration.safetensors" in message) == (3, True)
+
+
+def test_the_cache_is_made_alone_and_found_by_the_training(here: Path, tiny_sd15: Path) -> None:
+    asked = ("distill", "--base", str(tiny_sd15), "--cache", "kept")
+    told = json.loads(run(*asked, "--data", "art", "--cache-only", "--json").stdout)
+    assert (told["pictures"], told["captions"], told["path"]) == (3, 3, "kept")
+    before = files_in(Path("kept"))
+    told = trained("distill", tiny_sd15, "--cache", "kept")
+    assert told["pictures"] == 3
+    assert files_in(Path("kept")) == before
+    assert fails("distill", "--cache-only")[0] == 2  # nowhere to keep the embedded pictures
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "command"),
+    [
+        (4, "no picture", "distill --data empty"),
+        (4, "no picture", "finetune --data broken --caption-missing empty"),
+        (3, "nowhere", "distill --data nowhere"),
+        (3, "nowhere", "finetune --with-accel nowhere.safetensors --data art"),
+        (3, "nowhere", "distill --validate-prompts nowhere.txt"),
+        (2, "omega", "distill --omega -1"),
+        (2, "two numbers", "distill --omega-range 5"),
+        (2, "exclude", "distill --omega 1 --omega-range 1,2"),
+        (2, "rank 0", "distill --rank 0"),
+        (2, "learning rate", "finetune --learning-rate 0"),
+        (2, "target decay", "distill --target-decay 1"),
+        (2, "anchor", "distill --anchor 1"),
+        (2, "only lcf", "distill --accel lcm"),
+        (2, "--accel", "distill --mode lcf"),
+        (2, "omega: without effect", "distill --mode lcf --accel lcm --omega 3"),
+        (2, "solver: without effect", "distill --mode lcf --accel lcm --solver ddim"),
+        (2, "save_every: without effect", "distill --mode full --save-every 5"),
+        (2, "registry keeps vectors", "distill --mode full --name x"),
+        (2, "--family: only --plan", "distill --family sdxl"),
+        (2, "exclude", "distill --plan --cache-only"),
+        (2, "a base tells", "distill --plan --base art --family sdxl"),
+        (2, "--compile on cpu", "distill --device cpu --compile"),
+        (2, "device", "distill --device tpu9"),
+        (2, "unknown", "finetune --data art --report-to nobody"),
+        (2, "no caption is dropped", "finetune --learn-empty --caption-dropout 0"),
+        (2, "sheets", "distill --validate-every 0 --validate-steps 4"),
+        (2, "numbers with commas", "distill --validate-steps many"),
+        (2, "caption dropout", "finetune --caption-dropout 2"),
+        (2, "SNR", "finetune --snr-floor 9"),
+        (2, "shuffles", "distill --keep-tokens 1"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_model_is_loaded(
+    here: Path, monkeypatch: pytest.MonkeyPatch, code: int, told: str, command: str
+) -> None:
+    Path("empty").mkdir()
+    Path("broken").mkdir()
+    Path("broken/x.png").write_bytes(b"no picture")
+    monkeypatch.setattr("lcm_arith.training.ground.load_base", None)
+    before = files_in(here)
+    found, message = fails(*command.split())
+    assert (found, told in message) == (code, True), message
+    assert files_in(here) == before
+
+
+def test_a_vector_of_another_family_is_refused_before_the_data_is_read(
+    here: Path, tiny_sd15: Path
+) -> None:
+    common = ("--base", str(tiny_sd15), "--data", "art")
+    for wrong in (
+        ("finetune", "--with-accel", "lcm"),
+        ("distill", "--from", "lcm"),
+        ("distill", "--mode", "lcf", "--accel", "lcm"),
+    ):
+        code, message = fails(*wrong, *common)
+        assert (code, "do not fit the base model" in message) == (6, True), message
+    assert not list(here.glob("*-run"))
+
+
+# --- plans ------------------------------------------------------------------------------------
+
+
+def planned(*arguments: str) -> Any:
+    return json.loads(run("distill", "--plan", *arguments, "--json").stdout)
+
+
+@pytest.mark.parametrize(
+    ("family", "trainable", "unet"),
+    [
+        ("sd15", 67_252_224, 859_520_964),
+        ("ssd1b", 104_902_656, 1_331_334_404),
+        ("sdxl", 196_751_360, 2_567_463_684),
+    ],
+)
+def test_the_plans_figures_are_table_1s(family: str, trainable: int, unet: int) -> None:
+    told = planned("--family", family, "--rank", "64")
+    assert (told["family"], told["rank"]) == (family, 64)
+    assert (told["trainable_parameters"], told["unet_parameters"]) == (trainable, unet)
+    assert {"text_encoder_parameters", "vae_parameters", "schema_version"} <= told.keys()
+
+
+def test_a_plan_of_a_command_waits_for_no_torch() -> None:
+    code = "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); \
+from lcm_arith.cli.main import main; sys.argv[1:] = 'distill --plan --family sdxl'.split(); main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "diffusers", "numpy", "peft"} & set(done.stderr.split())
+
+
+def test_a_plan_obeys_what_is_asked() -> None:
+    plain = planned("--family", "sd15")
+    work = plain["flops"]
+    base, forward = work["base_forward"], work["student_forward"]
+    back = work["student_backward"]
+    for more, passes in (
+        ("--solver dpm++2s", 4 * base + 2 * forward + back),
+        ("--mode lcf", 2 * forward + back),
+        ("--mode lcf --anchor 0.5", 2 * base + 4 * forward + 2 * back),
+    ):
+        assert planned("--family", "sd15", *more.split())["flops"]["picture"] == passes
+    half = planned("--family", "sd15", "--batch", "3", "--accumulation", "2", "--steps", "7")
+    assert half["flops_per_step"] * 2 == plain["flops_per_step"]
+    assert half["config"]["steps"] == 7
+    attn = planned("--family", "sd15", "--targets", "attn")
+    assert attn["trainable_parameters"] == 12_754_944
+    averaged = planned("--family", "sd15", "--target-decay", "0.9")["memory"]["average"]
+    assert averaged == 4 * plain["trainable_parameters"]
+    assert not plain["config"]["gradient_checkpointing"]
+    assert planned("--family", "sdxl")["config"]["gradient_checkpointing"]
+    assert not planned("--family", "sdxl", "--gradient-checkpointing", "off")["config"][
+        "gradient_checkpointing"
+    ]
+
+
+# --- no option idles --------------------------------------------------------------------------
+
+SHARED_FLIPS = {
+    "base": "--base other", "config": "--config folder", "data": "--data art",
+    "cache": "--cache kept", "cache_dtype": "--cache-dtype float16",
+    "resolution": "--resolution 128", "bucket_step": "--bucket-step 8", "crop": "--crop random",
+    "flip": "--flip", "repeats": "--repeats 3", "caption_missing": "--caption-missing skip",
+    "trigger": "--trigger word", "shuffles": "--shuffles 2",
+    "keep_tokens": "--shuffles 2 | --keep-tokens 1", "clip_skip": "--clip-skip 1",
+    "max_tokens": "--max-tokens 150", "per_prompt": "--per-prompt 2",
+    "teacher_sampler": "--teacher-sampler ddim", "teacher_steps": "--teacher-steps 9",
+    "teacher_guidance": "--teacher-guidance 3", "teacher_seed": "--teacher-seed 4",
+    "steps": "--steps 9", "batch": "--batch 3", "accumulation": "--accumulation 2",
+    "learning_rate": "--learning-rate 1e-3", "rate": "--rate-schedule cosine",
+    "warmup": "--warmup 0.2", "weight_decay": "--weight-decay 0.1",
+    "optimizer": "--optimizer adamw8bit", "max_grad_norm": "--max-grad-norm 3",
+    "max_nonfinite": "--max-nonfinite 2", "ema": "--ema 0.5", "rank": "--rank 3",
+    "alpha": "--alpha 3", "targets": "--targets attn", "start": "--from lcm",
+    "device": "--device cpu", "precision": "--precision bf16",
+    "gradient_checkpointing": "--gradient-checkpointing on", "compiled": "--compile",
+    "report_to": "--report-to tensorboard", "run": "--run here", "resume": "--resume never",
+    "checkpoint_every": "--checkpoint-every 5", "validate_every": "--validate-every 7",
+    "validate_prompts": "--validate-prompts prompts.txt", "validate_steps": "--validate-steps 3",
+    "save_every": "--save-every 5", "plan": "--plan", "family": "--family sdxl",
+    "cache_only": "--cache-only", "out": "-o other.safetensors", "name": "--name mine",
+    "force": "--force", "dtype": "--dtype float16", "seed": "--seed 5", "as_json": "--json",
+}  # fmt: skip
+FLIPS = {
+    "distill": {
+        "mode": "--mode lcf", "omega": "--omega 3", "omega_range": "--omega-range 1,2",
+        "grid_points": "--grid-points 20", "stride": "--stride 2",
+        "timesteps": "--timesteps literal", "solver": "--solver dpm++2s", "loss": "--loss l2",
+        "target_decay": "--target-decay 0.9", "accel": "--accel lcm",
+        "freeze_accel": "--freeze-accel", "anchor": "--anchor 0.5", **SHARED_FLIPS,
+    },
+    "finetune": {
+        "embedded_style": "--embedded-style noto", "timesteps": "--timesteps logit-normal",
+        "snr_gamma": "--snr-gamma 4", "snr_floor": "--snr-floor 0.1",
+        "caption_dropout": "--caption-dropout 0.5", "learn_empty": "--learn-empty",
+        "text_encoder": "--text-encoder", "with_accel": "--with-accel lcm", **SHARED_FLIPS,
+    },
+}  # fmt: skip
+
+
+def options_of(command: str) -> list[str]:
+    return list(inspect.signature(COMMANDS[command].command).parameters)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [(command, name) for command in COMMANDS for name in options_of(command)]
+)
+def test_every_option_reaches_the_training_or_is_refused(
+    tmp_cwd: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str
+) -> None:
+    """A new option fails here until it is in the table with a value that is not its default."""
+    Path("prompts.txt").write_text("fox\n")
+
+    def trace(arguments: str) -> Any:
+        seen: list[Any] = []
+
+        def record(request: Any, *given: Any, **named: Any) -> dict[str, Any]:
+            small(str(request.out))
+            seen.extend((request, [g for g in given if isinstance(g, str)], named))
+            told = {"path": str(request.out), "run": "", "kind": "style", "modules": 1}
+            told |= {"pictures": 1, "captions": 1, "skipped_pictures": [], "cut_captions": 0}
+            plan = {"rank": 1, "steps": 1, "batch": 1, "accumulation": 1}
+            return {**told, "final_loss": 0.0, "skipped_steps": 0, "plan": plan}
+
+        for place in ("make_vectors.make_acceleration", "make_vectors.make_style"):
+            monkeypatch.setattr(f"lcm_arith.{place}", record)
+        monkeypatch.setattr("lcm_arith.training.ground.cache_only", record)
+        result = CliRunner().invoke(app, [command, *arguments.split()])
+        assert result.exception is None or result.exception.__class__.__name__ == "UsageError"
+        return repr(seen), result.stdout, result.exit_code
+
+    before, _, flip = FLIPS[command][name].rpartition("|")
+    assert trace(f"{before} {flip}") != trace(before)
+
+
+def test_choices_are_the_librarys_tables() -> None:
+    from lcm_arith.cli import choices
+    from lcm_arith.data.options import CROPS, MISSING
+    from lcm_arith.lcd.loss import LOSSES
+    from lcm_arith.lcd.solver import SOLVERS
+    from lcm_arith.planning import SOLVERS as PLANNED
+    from lcm_arith.training.denoising import DRAWS
+
+    for offered, table in (
+        (distill.Mode, MODES), (distill.Timesteps, TIMESTEPS), (distill.Solver, SOLVERS),
+        (distill.Loss, LOSSES), (finetune.Timesteps, DRAWS), (choices.Crop, CROPS),
+        (choices.Missing, MISSING), (choices.Rate, RATES), (choices.Optimizer, OPTIMIZERS),
+        (choices.Precision, PRECISIONS), (choices.Switch, CHECKPOINTING),
+    ):  # fmt: skip
+        assert {each.value for each in offered} == set(table)
+    assert set(PLANNED) == set(SOLVERS)

@@ -107,9 +107,10 @@ def test_a_killed_distillation_goes_on_to_the_bits_of_a_whole_one(
 ) -> None:
     action = distilling(tmp_path, tiny_sd15, data)
     import time
-    t=time.process_time(), time.time()
+
+    t = time.process_time(), time.time()
     killed = killed_at(action, tmp_path, range(8, 34, 2))
     traced(action, tmp_path / "run", tmp_path / "out")
-    print(os.times(), time.time()-t[1])
+    print(os.times(), time.time() - t[1])
     assert result(tmp_path) == whole
     assert not list((tmp_path / "run").glob(".checkpoint*.part"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,17 +11,17 @@ from tiny import WIDTH, WIDTH_2
 from torch import Tensor
 
 from lcm_arith.condition import Condition, Model
-from lcm_arith.data.drawing import Drawn
+from lcm_arith.data.drawing import Drawn, TrainingSet
 from lcm_arith.training.adapter import parameters_of
 from lcm_arith.training.loop import step_generator
 from lcm_arith.training.roles import Roles
 
 
-@dataclass(frozen=True)
-class Noise:
+class Noise(TrainingSet):
     """In a training set's place: random latents and conditions of a tiny pipeline's kind."""
 
-    kind: str = "sd15"
+    def __init__(self, kind: str = "sd15") -> None:
+        vars(self)["kind"] = kind
 
     def batch(self, index: int, size: int, seed: int) -> Drawn:
         generator = step_generator(seed + 99, index)
@@ -65,7 +65,7 @@ def spied(roles: Roles, heard: list[tuple[str, int, Tensor]]) -> Roles:
 
         return call
 
-    return replace(roles, **{role: spy(role) for role in ("student", "target", "teacher")})
+    return replace(roles, student=spy("student"), target=spy("target"), teacher=spy("teacher"))
 
 
 def dtypes(tensors: Sequence[Tensor]) -> set[torch.dtype]:

@@ -75,7 +75,8 @@ class Log:
         path = self.folder / name
         if name not in self._begun:
             self._begun.add(name)
-            kept = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            kept = text.split("\n")[1:-1]  # the last is empty, or was cut
             earlier = [line for line in kept if int(line.split(",", 1)[0]) < number]
             whole = "".join(f"{line}\n" for line in (_HEADS[name], *earlier))
             durable.write(path, whole.encode())

@@ -26,7 +26,13 @@ _FLOPS: Final = {
     "picture": "a picture's share of a step",
     "picture_checkpointed": "with gradient checkpointing",
 }
-_OPERATIONS: Final = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
+_OPERATIONS: Final = (
+    (1e18, "EFLOP"),
+    (1e15, "PFLOP"),
+    (1e12, "TFLOP"),
+    (1e9, "GFLOP"),
+    (1e6, "MFLOP"),
+)
 _SIZES: Final = ((2**30, "GiB"), (2**20, "MiB"))
 
 Row = tuple[str, str]

@@ -89,7 +89,8 @@ def print_made(made: dict[str, Any], *, as_json: bool) -> None:
     stdout.print(
         f"{what}, {plan['steps']} "
         f"steps of {plan['batch'] * plan['accumulation']} on {made['pictures']} pictures, "
-        f"final loss {made['final_loss']:.4f}"
+        f"final loss {made['final_loss']:.4f}",
+        soft_wrap=True,
     )
     for told in _notes(made):
         stderr.print(f"Note: {told}", soft_wrap=True)

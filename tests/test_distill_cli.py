@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 import torch
 from commands import fails, files_in, run, small, verb
 from PIL import Image
+from test_docs import ROOT, shell_commands
 from tiny import pipeline, single_file
 from typer.testing import CliRunner
 
+from lcm_arith import make_vectors
 from lcm_arith.adapters import facts, load
 from lcm_arith.bases import load_base
 from lcm_arith.cli import distill, finetune
@@ -26,7 +29,7 @@ from lcm_arith.modules import with_text_model
 from lcm_arith.training.distillation import MODES, TIMESTEPS
 from lcm_arith.training.numbers import PRECISIONS
 from lcm_arith.training.plan import OPTIMIZERS, RATES
-from lcm_arith.training.request import CHECKPOINTING
+from lcm_arith.training.request import CHECKPOINTING, Watching
 
 SHORT = ("--steps", "2", "--batch", "2", "--rank", "2", "--validate-every", "0")
 COMMANDS = {"distill": distill, "finetune": finetune}
@@ -46,6 +49,16 @@ def here(tmp_cwd: Path) -> Path:
 def trained(command: str, base: Path, *more: str) -> Any:
     given = [] if "--data" in more else ["--data", "art"]
     return json.loads(run(command, "--base", str(base), *given, *SHORT, *more, "--json").stdout)
+
+
+def made_up(request: Any) -> dict[str, Any]:
+    """What a training returns, without one."""
+    if request.out.suffix:
+        small(str(request.out))
+    plan = {"rank": 1, "steps": 1, "batch": 1, "accumulation": 1}
+    told = {"path": str(request.out), "run": "", "kind": "style", "modules": 1, "plan": plan}
+    told |= {"pictures": 1, "captions": 1, "skipped_pictures": [], "cut_captions": 0}
+    return {**told, "final_loss": 0.0, "skipped_steps": 0}
 
 
 def placed_by_diffusers(base: Path, file: Path, kind: str) -> dict[str, torch.Tensor]:
@@ -101,7 +114,8 @@ def test_pictures_become_vectors_that_load_whole_and_combine(
     module = accel.modules[0]
     expected = 0.8 * style[module].dense() + accel[module].dense()
     assert torch.allclose(both[module].dense(), expected, atol=1e-6)
-    assert json.loads(run("inspect", "a.safetensors", "--json").stdout)["kind"] == "acceleration"
+    told = json.loads(run("inspect", "a.safetensors", "--json").stdout)
+    assert told["kinds"] == {"LoRA": len(accel)}
 
 
 @pytest.mark.parametrize("kind", ["sd2-v", "sd2-zsnr"])
@@ -157,6 +171,36 @@ def test_the_cache_is_made_alone_and_found_by_the_training(here: Path, tiny_sd15
     assert told["pictures"] == 3
     assert files_in(Path("kept")) == before
     assert fails("distill", "--cache-only")[0] == 2  # nowhere to keep the embedded pictures
+
+
+def test_the_commands_of_the_page_do_what_it_says(
+    here: Path, monkeypatch: pytest.MonkeyPatch, tiny_sd15: Path
+) -> None:
+    """On a tiny model and a step each; what it says of the embedded model reaches the library."""
+    Path("art").rename("my-pictures")
+    Path("my-prompts.txt").write_text("a red fox\n")
+    Path("my-model").symlink_to(tiny_sd15)
+    seen: list[str] = []
+
+    def short(make: Any) -> Any:
+        def do(request: Any, *given: Any, **named: Any) -> Any:
+            seen.append(f"{make.__name__} {request.base or 'embedded'}")
+            if request.base is None:
+                return made_up(request)
+            plan = {"steps": 1, "batch": 2, "rank": 2}
+            asked = replace(request, plan=plan, watching=Watching(every=0))
+            return make(asked, *given, **named)
+
+        return do
+
+    for name in ("make_acceleration", "make_style"):
+        monkeypatch.setattr(make_vectors, name, short(getattr(make_vectors, name)))
+    for line in shell_commands((ROOT / "docs" / "distillation.md").read_text("utf-8"), "lcm-arith"):
+        run(*line)
+    assert seen.count("make_acceleration my-model/") == 2
+    assert seen.count("make_style my-model/") == 1
+    assert len(seen) == 7
+    run("verify", "fast-style.safetensors")
 
 
 # --- refusals ---------------------------------------------------------------------------------
@@ -339,12 +383,8 @@ def test_every_option_reaches_the_training_or_is_refused(
         seen: list[Any] = []
 
         def record(request: Any, *given: Any, **named: Any) -> dict[str, Any]:
-            small(str(request.out))
             seen.extend((request, [g for g in given if isinstance(g, str)], named))
-            told = {"path": str(request.out), "run": "", "kind": "style", "modules": 1}
-            told |= {"pictures": 1, "captions": 1, "skipped_pictures": [], "cut_captions": 0}
-            plan = {"rank": 1, "steps": 1, "batch": 1, "accumulation": 1}
-            return {**told, "final_loss": 0.0, "skipped_steps": 0, "plan": plan}
+            return made_up(request)
 
         for place in ("make_vectors.make_acceleration", "make_vectors.make_style"):
             monkeypatch.setattr(f"lcm_arith.{place}", record)

@@ -1,4 +1,4 @@
-"""README.md and docs/registry.md tell the truth: commands parse, links lead, none is missing."""
+"""README.md and docs/ tell the truth: commands parse, links lead, none is missing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from lcm_arith.cli.main import app
+from lcm_arith.families import family
 
 ROOT = Path(__file__).resolve().parents[1]
 SHELLS = {"bash", "console", "sh", "shell"}
@@ -99,14 +100,17 @@ def complaint(command: Any, args: list[str], capsys: pytest.CaptureFixture[str])
     return f"lcm-arith {shlex.join(args)}: {said}" if end.value.code else ""
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/registry.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/registry.md", "docs/distillation.md"])
 def test_every_command_line_of_a_page_parses(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     command = only_parsing(get_command(app))
-    lines = list(shell_commands((ROOT / page).read_text(encoding="utf-8"), "lcm-arith"))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = list(shell_commands(text, "lcm-arith"))
     assert lines, f"{page} shows no command line"
+    for launcher in ("accelerate", "torchrun"):
+        lines += [line[line.index("lcm_arith") + 1 :] for line in shell_commands(text, launcher)]
     assert "".join(complaint(command, args, capsys) for args in lines) == ""
 
 
@@ -171,15 +175,41 @@ def test_make_targets_in_the_readme_exist(readme: str) -> None:
         assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"make {target}"
 
 
-def test_relative_links_lead_to_a_file(readme: str) -> None:
-    pages = {"README.md": readme, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text("utf-8")}
+def test_relative_links_lead_to_a_file() -> None:
+    pages = ("README.md", "CONTRIBUTING.md", "docs/distillation.md")
     dead = [
         f"{page}: {target}"
-        for page, text in pages.items()
-        for target in LINK.findall(text)
-        if not (ROOT / target).exists()
+        for page in pages
+        for target in LINK.findall((ROOT / page).read_text(encoding="utf-8"))
+        if not (ROOT / page).parent.joinpath(target).exists()
     ]
     assert not dead
+
+
+@pytest.fixture(scope="module")
+def training() -> str:
+    return (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8")
+
+
+def test_the_places_in_the_code_that_the_page_on_training_names_exist(training: str) -> None:
+    places = re.findall(r"`([\w/]+\.py)` `(\w+)`", training)
+    assert len(places) > 25
+    for file, name in places:
+        path = ROOT / ("" if file.startswith("tests/") else "lcm_arith") / file
+        assert re.search(rf"^(def|class) {name}\b", path.read_text("utf-8"), re.MULTILINE), file
+
+
+def test_the_defaults_in_the_page_on_training_are_the_families(training: str) -> None:
+    for name in ("emoji", "sd15", "sd2", "ssd1b", "sdxl"):
+        row = family(name)
+        own, full, style = row.acceleration, row.full, row.style
+        batch = f"{own.batch} × {own.accumulation}" if own.accumulation > 1 else own.batch
+        cells = (
+            name, row.resolution, f"{row.omega:g}", row.grid_points, row.stride, own.rank,
+            own.steps, batch, own.learning_rate, full.learning_rate,
+            f"{style.rank}, {style.steps}, {style.batch}, {style.learning_rate}",
+        )  # fmt: skip
+        assert f"| {' | '.join(map(str, cells))} |" in training
 
 
 def test_shell_commands_are_found_as_a_shell_would_find_them() -> None:

@@ -180,8 +180,9 @@ def test_what_a_vector_went_on_from_stands_in_its_header(tmp_path: Path, folder:
 
 
 def test_merged_weights_give_pefts_outputs_and_gradients(
-    fresh_pipeline: Callable[[], Any],
+    fresh_pipeline: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lcm_arith.training.adapter._MERGED_UP_TO", 10**9)  # for two pictures, too
     unet = fresh_pipeline().unet.eval()
     add_adapter(unet, rank=3, targets=("to_q", "conv1", "proj_in"), seed=0)
     trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}

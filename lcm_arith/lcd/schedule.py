@@ -90,22 +90,6 @@ class Schedule:
             )
         return cls.from_betas(betas, zero_terminal_snr=bool(config.get("rescale_betas_zero_snr")))
 
-    @classmethod
-    def of_pipeline(cls, pipeline: Any) -> Schedule:
-        """The training schedule of a pipeline that predicts noise.
-
-        Raises:
-            UsageError: If it predicts anything else; and as :meth:`of_scheduler`, :meth:`check`.
-        """
-        prediction = pipeline.scheduler.config.prediction_type
-        if prediction != "epsilon":
-            raise UsageError(
-                f"the base model's prediction type is {prediction}, training knows epsilon"
-            )
-        schedule = cls.of_scheduler(pipeline.scheduler)
-        schedule.check(prediction)
-        return schedule
-
     def check(self, prediction: str) -> None:
         """Whether a network of this parameterisation can be trained on the schedule.
 

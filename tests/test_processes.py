@@ -68,7 +68,7 @@ def trained(
     roles = one_base(unet, decay=0.5)
     lesson = lesson_of(roles, HOW)
     plan = Training(
-        rank=3, steps=3, batch=2, accumulation=accumulation, learning_rate=1e-2, ema=0.9
+        rank=3, steps=3, batch=1, accumulation=accumulation, learning_rate=1e-2, ema=0.9
     )
     about = processes or Processes(torch.device("cpu"))
     # each sees its own clock: a checkpoint is due here and not there

@@ -218,7 +218,7 @@ def test_a_style_of_unet_and_text_encoders_is_trained_and_proven(
     tmp_path: Path, tiny_sdxl: Path, folder: Path
 ) -> None:
     out = tmp_path / "x.safetensors"
-    plan = {"rank": 2, "alpha": 3.0, "learning_rate": 1e-2}
+    plan = {"rank": 2, "alpha": 3.0, "learning_rate": 1e-2, "targets": "attn"}
     told = make_style(request(out, tiny_sdxl, folder, plan), "x", quiet, text_encoder=True)
     tau = load(out)
     moved = {m.partition(".")[0] for m in tau if float(tau[m].dense().abs().max()) > 0}
@@ -262,18 +262,21 @@ def test_a_seed_gives_a_files_bytes_and_the_file_says_how_it_was_made(
 ) -> None:
     def make(name: str, seed: int) -> dict[str, Any]:
         asked = request(
-            tmp_path / name, tiny_sd15, folder, {"rank": 2}, seed=seed, cache=tmp_path / "cache"
+            tmp_path / name,
+            tiny_sd15,
+            folder,
+            {"rank": 2, "targets": "attn"},
+            seed=seed,
+            cache=tmp_path / "cache",
         )
         if kind == "style":
             return make_style(asked, "x", quiet)
         return make_acceleration(asked, quiet, variant={"omega": 1.0})
 
-    first, again, other = (
-        make("a.safetensors", 0),
-        make("b.safetensors", 0),
-        make("c.safetensors", 1),
-    )
-    assert first["sha256"] == again["sha256"] != other["sha256"]
+    first, other = make("a.safetensors", 0), make("c.safetensors", 1)
+    if kind == "style":  # of the other test_resume.py tells
+        assert first["sha256"] == make("b.safetensors", 0)["sha256"]
+    assert first["sha256"] != other["sha256"]
     tau = load(tmp_path / "a.safetensors")
     assert first["modules"] == len(tau)
     assert any(float(tau[module].dense().abs().max()) > 0 for module in tau)
@@ -287,8 +290,12 @@ def test_what_a_vector_went_on_from_stands_in_its_header(
     tmp_path: Path, tiny_sd15: Path, folder: Path
 ) -> None:
     first, second = (tmp_path / f"{name}.safetensors" for name in "ab")
-    made = make_style(request(first, tiny_sd15, folder, {"rank": 2, "steps": 1}), "x", quiet)
-    asked = request(second, tiny_sd15, folder, {"rank": 3, "steps": 1}, start=str(first))
+    made = make_style(
+        request(first, tiny_sd15, folder, {"rank": 2, "steps": 1, "targets": "attn"}), "x", quiet
+    )
+    asked = request(
+        second, tiny_sd15, folder, {"rank": 3, "steps": 1, "targets": "attn"}, start=str(first)
+    )
     told = make_style(asked, "x", quiet)
     assert told["start"]["terms"][0]["sha256"] == made["sha256"] != told["sha256"]
 

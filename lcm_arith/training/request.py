@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,11 @@ CHECKPOINT: Final = "checkpoint.pt"
 CHECKPOINTING: Final = ("auto", "on", "off")
 LARGE: Final = 1_000_000_000  # parameters of a UNet whose activations do not fit beside it
 P = TypeVar("P", bound=Plan)
+
+
+def main_process() -> bool:
+    """Whether this is the process that writes and tells, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ class Ours:
         plan = Training(
             steps=2, batch=size.batch, learning_rate=1e-4, rank=size.rank, warmup=0.0
         )  # fmt: skip
-        unet = size.make_unet().to(device)
+        unet = size.make_unet().to(dtype).to(device)
         if checkpointing:
             unet.enable_gradient_checkpointing()
         roles = on_one_base(unet, plan, chosen(dtype), targets=LCM_TARGETS, seed=SEED)

@@ -261,7 +261,8 @@ def largest_job(size_name: str, device: Any) -> dict[str, Any]:
             second_step(ours.lesson(), ours.plan, device)
         except torch.cuda.OutOfMemoryError:
             break
-        fits, batch, ours = batch, 2 * batch, None
+        fits, batch = batch, 2 * batch
+        del ours
         torch.cuda.empty_cache()
     return {"batch": fits}
 

@@ -16,12 +16,13 @@ import pytest
 import torch
 from commands import fails, files_in, run, small, verb
 from PIL import Image
+from support import random_vector
 from test_docs import ROOT, shell_commands
 from tiny import pipeline, single_file
 from typer.testing import CliRunner
 
 from lcm_arith import make_vectors
-from lcm_arith.adapters import facts, load
+from lcm_arith.adapters import facts, load, save
 from lcm_arith.bases import load_base
 from lcm_arith.cli import distill, finetune
 from lcm_arith.cli.main import app
@@ -61,29 +62,32 @@ def made_up(request: Any) -> dict[str, Any]:
     return {**told, "final_loss": 0.0, "skipped_steps": 0}
 
 
-def placed_by_diffusers(base: Path, file: Path, kind: str) -> dict[str, torch.Tensor]:
-    """Module → ΔW, as ``load_lora_weights`` puts it into a fresh pipeline."""
+def placed_by_diffusers(base: Path, kind: str, *files: str) -> list[dict[str, torch.Tensor]]:
+    """Of each file: module → ΔW, as ``load_lora_weights`` puts it into a fresh pipeline."""
     from peft.tuners.lora import LoraLayer
 
-    cls = (
-        diffusers.StableDiffusionXLPipeline if kind == "sdxl" else diffusers.StableDiffusionPipeline
-    )
-    pipe = cls.from_pretrained(base)
-    pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="x")
-    return {
-        with_text_model(f"{part}.{name}"): layer.get_delta_weight("x")
+    name = "StableDiffusionXLPipeline" if kind == "sdxl" else "StableDiffusionPipeline"
+    pipe = getattr(diffusers, name).from_pretrained(base)
+    for file in files:
+        pipe.load_lora_weights(".", weight_name=file, adapter_name=file[0])
+    layers = {
+        with_text_model(f"{part}.{name}"): layer
         for part, model in pipe.components.items()
         if isinstance(model, torch.nn.Module)
         for name, layer in model.named_modules()
         if isinstance(layer, LoraLayer)
     }
+    return [
+        {m: layer.get_delta_weight(f[0]) for m, layer in layers.items() if f[0] in layer.lora_A}
+        for f in files
+    ]
 
 
 # --- end to end -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_pictures_become_vectors_that_load_whole_and_combine(
+def test_pictures_become_a_vector_that_loads_whole_in_two_spellings(
     here: Path, request: pytest.FixtureRequest, kind: str
 ) -> None:
     base: Path = request.getfixturevalue(f"tiny_{kind}")
@@ -97,33 +101,38 @@ def test_pictures_become_vectors_that_load_whole_and_combine(
     assert (plan["rank"], plan["alpha"], plan["steps"]) == (2, 5.0, 2)
     run("convert", "a.safetensors", "--format", "kohya", "-o", "k.safetensors")
     accel = load("a.safetensors")
-    for file in ("a.safetensors", "k.safetensors"):
-        placed = placed_by_diffusers(base, Path(file), kind)
+    for placed in placed_by_diffusers(base, kind, "a.safetensors", "k.safetensors"):
         assert placed.keys() == set(accel.modules)
         for module, delta in placed.items():  # float32, another order of the products
             assert torch.allclose(delta, accel[module].dense(), rtol=1e-5, atol=1e-8)
     assert max(float(accel[module].dense().abs().max()) for module in accel) > 0
-    extra = ("--text-encoder", "--with-accel", "a.safetensors")
-    told = trained("finetune", base, *extra, "--timesteps", "style-friendly", "--name", "mine")
-    assert told["name"] == "mine"
+
+
+def test_a_style_of_both_networks_is_named_and_added_to_an_acceleration(
+    here: Path, tiny_sd15: Path
+) -> None:
+    module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    accel = random_vector(2, 3.0, 0, {module: (8, 8)})
+    save(accel, "a.safetensors")
+    extra = ("--text-encoder", "--with-accel", "a.safetensors", "--timesteps", "style-friendly")
+    told = trained("finetune", tiny_sd15, *extra, "--name", "mine")
+    assert (told["name"], told["accel"]["terms"][0]["weight"]) == ("mine", "1.0")
     assert verb("show", "mine")["said"]["kind"] == {"value": "style", "source": "header"}
-    made = ["--l1", "0.8", "--l2", "1.0", "-o", "both.safetensors"]
-    run("combine", "mine", "a.safetensors", *made)
-    both, style = load("both.safetensors"), load("mine")
-    assert set(both.modules) == set(accel.modules) | set(style.modules)
-    module = accel.modules[0]
+    style = load("mine")
+    assert {m.partition(".")[0] for m in style} == {"unet", "text_encoder"}
+    run("combine", "mine", "a.safetensors", "--l1", "0.8", "--l2", "1.0", "-o", "both.safetensors")
+    both = load("both.safetensors")
+    assert both.modules == style.modules
     expected = 0.8 * style[module].dense() + accel[module].dense()
     assert torch.allclose(both[module].dense(), expected, atol=1e-6)
-    told = json.loads(run("inspect", "a.safetensors", "--json").stdout)
-    assert told["kinds"] == {"LoRA": len(accel)}
+    told = json.loads(run("inspect", "mine", "--json").stdout)
+    assert told["kinds"] == {"LoRA": len(style)}
 
 
-@pytest.mark.parametrize("kind", ["sd2-v", "sd2-zsnr"])
-def test_v_prediction_is_distilled_with_and_without_a_signal_at_the_end(
-    here: Path, request: pytest.FixtureRequest, kind: str
+def test_v_prediction_is_distilled_where_the_last_timestep_has_no_signal(
+    here: Path, tiny_zsnr: Path
 ) -> None:
-    base = request.getfixturevalue({"sd2-v": "tiny_sd2v", "sd2-zsnr": "tiny_zsnr"}[kind])
-    told = trained("distill", base)
+    told = trained("distill", tiny_zsnr)
     assert told["prediction"] == "v_prediction"
     assert 0 < told["final_loss"] < 10
 

@@ -1,8 +1,7 @@
-"""``distill`` and ``finetune`` as users meet them: files, figures, codes, no idle option."""
+"""``distill`` and ``finetune`` as users meet them: files, figures, exit codes."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 import sys
@@ -14,26 +13,19 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from commands import fails, files_in, run, small, verb
+from commands import fails, files_in, made_up, run, verb
 from PIL import Image
 from support import random_vector
 from test_docs import ROOT, shell_commands
 from tiny import pipeline, single_file
-from typer.testing import CliRunner
 
 from lcm_arith import make_vectors
 from lcm_arith.adapters import facts, load, save
 from lcm_arith.bases import load_base
-from lcm_arith.cli import distill, finetune
-from lcm_arith.cli.main import app
 from lcm_arith.modules import with_text_model
-from lcm_arith.training.distillation import MODES, TIMESTEPS
-from lcm_arith.training.numbers import PRECISIONS
-from lcm_arith.training.plan import OPTIMIZERS, RATES
-from lcm_arith.training.request import CHECKPOINTING, Watching
+from lcm_arith.training.request import Watching
 
 SHORT = ("--steps", "2", "--batch", "2", "--rank", "2", "--validate-every", "0")
-COMMANDS = {"distill": distill, "finetune": finetune}
 
 
 @pytest.fixture
@@ -50,16 +42,6 @@ def here(tmp_cwd: Path) -> Path:
 def trained(command: str, base: Path, *more: str) -> Any:
     given = [] if "--data" in more else ["--data", "art"]
     return json.loads(run(command, "--base", str(base), *given, *SHORT, *more, "--json").stdout)
-
-
-def made_up(request: Any) -> dict[str, Any]:
-    """What a training returns, without one."""
-    if request.out.suffix:
-        small(str(request.out))
-    plan = {"rank": 1, "steps": 1, "batch": 1, "accumulation": 1}
-    told = {"path": str(request.out), "run": "", "kind": "style", "modules": 1, "plan": plan}
-    told |= {"pictures": 1, "captions": 1, "skipped_pictures": [], "cut_captions": 0}
-    return {**told, "final_loss": 0.0, "skipped_steps": 0}
 
 
 def placed_by_diffusers(base: Path, kind: str, *files: str) -> list[dict[str, torch.Tensor]]:
@@ -160,6 +142,8 @@ def test_a_training_leaves_metrics_errors_sheets_and_vectors_on_the_way(
         "cache", "errors.csv", "metrics.csv", "step-000001.safetensors", "step-000002.png",
         "step-000002.safetensors",
     }  # fmt: skip
+    with Image.open(run_folder / "step-000002.png") as sheet:
+        assert sheet.size == (4 + 68, 18 + 4 + 86)  # one prompt, one column: a tile of 64 px, a gap
     assert len((run_folder / "metrics.csv").read_text().splitlines()) == 3
     assert len((run_folder / "errors.csv").read_text().splitlines()) == 1 + 2 * 5
     halfway = load(run_folder / "step-000001.safetensors")
@@ -329,96 +313,3 @@ def test_a_plan_obeys_what_is_asked() -> None:
     assert not planned("--family", "sdxl", "--gradient-checkpointing", "off")["config"][
         "gradient_checkpointing"
     ]
-
-
-# --- no option idles --------------------------------------------------------------------------
-
-SHARED_FLIPS = {
-    "base": "--base other", "config": "--config folder", "data": "--data art",
-    "cache": "--cache kept", "cache_dtype": "--cache-dtype float16",
-    "resolution": "--resolution 128", "bucket_step": "--bucket-step 8", "crop": "--crop random",
-    "flip": "--flip", "repeats": "--repeats 3", "caption_missing": "--caption-missing skip",
-    "trigger": "--trigger word", "shuffles": "--shuffles 2",
-    "keep_tokens": "--shuffles 2 | --keep-tokens 1", "clip_skip": "--clip-skip 1",
-    "max_tokens": "--max-tokens 150", "per_prompt": "--per-prompt 2",
-    "teacher_sampler": "--teacher-sampler ddim", "teacher_steps": "--teacher-steps 9",
-    "teacher_guidance": "--teacher-guidance 3", "teacher_seed": "--teacher-seed 4",
-    "steps": "--steps 9", "batch": "--batch 3", "accumulation": "--accumulation 2",
-    "learning_rate": "--learning-rate 1e-3", "rate": "--rate-schedule cosine",
-    "warmup": "--warmup 0.2", "weight_decay": "--weight-decay 0.1",
-    "optimizer": "--optimizer adamw8bit", "max_grad_norm": "--max-grad-norm 3",
-    "max_nonfinite": "--max-nonfinite 2", "ema": "--ema 0.5", "rank": "--rank 3",
-    "alpha": "--alpha 3", "targets": "--targets attn", "start": "--from lcm",
-    "device": "--device cpu", "precision": "--precision bf16",
-    "gradient_checkpointing": "--gradient-checkpointing on", "compiled": "--compile",
-    "report_to": "--report-to tensorboard", "run": "--run here", "resume": "--resume never",
-    "checkpoint_every": "--checkpoint-every 5", "validate_every": "--validate-every 7",
-    "validate_prompts": "--validate-prompts prompts.txt", "validate_steps": "--validate-steps 3",
-    "save_every": "--save-every 5", "plan": "--plan", "family": "--family sdxl",
-    "cache_only": "--cache-only", "out": "-o other.safetensors", "name": "--name mine",
-    "force": "--force", "dtype": "--dtype float16", "seed": "--seed 5", "as_json": "--json",
-}  # fmt: skip
-FLIPS = {
-    "distill": {
-        "mode": "--mode lcf", "omega": "--omega 3", "omega_range": "--omega-range 1,2",
-        "grid_points": "--grid-points 20", "stride": "--stride 2",
-        "timesteps": "--timesteps literal", "solver": "--solver dpm++2s", "loss": "--loss l2",
-        "target_decay": "--target-decay 0.9", "accel": "--accel lcm",
-        "freeze_accel": "--freeze-accel", "anchor": "--anchor 0.5", **SHARED_FLIPS,
-    },
-    "finetune": {
-        "embedded_style": "--embedded-style noto", "timesteps": "--timesteps logit-normal",
-        "snr_gamma": "--snr-gamma 4", "snr_floor": "--snr-floor 0.1",
-        "caption_dropout": "--caption-dropout 0.5", "learn_empty": "--learn-empty",
-        "text_encoder": "--text-encoder", "with_accel": "--with-accel lcm", **SHARED_FLIPS,
-    },
-}  # fmt: skip
-
-
-def options_of(command: str) -> list[str]:
-    return list(inspect.signature(COMMANDS[command].command).parameters)
-
-
-@pytest.mark.parametrize(
-    ("command", "name"), [(command, name) for command in COMMANDS for name in options_of(command)]
-)
-def test_every_option_reaches_the_training_or_is_refused(
-    tmp_cwd: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str
-) -> None:
-    """A new option fails here until it is in the table with a value that is not its default."""
-    Path("prompts.txt").write_text("fox\n")
-
-    def trace(arguments: str) -> Any:
-        seen: list[Any] = []
-
-        def record(request: Any, *given: Any, **named: Any) -> dict[str, Any]:
-            seen.extend((request, [g for g in given if isinstance(g, str)], named))
-            return made_up(request)
-
-        for place in ("make_vectors.make_acceleration", "make_vectors.make_style"):
-            monkeypatch.setattr(f"lcm_arith.{place}", record)
-        monkeypatch.setattr("lcm_arith.training.ground.cache_only", record)
-        result = CliRunner().invoke(app, [command, *arguments.split()])
-        assert result.exception is None or result.exception.__class__.__name__ == "UsageError"
-        return repr(seen), result.stdout, result.exit_code
-
-    before, _, flip = FLIPS[command][name].rpartition("|")
-    assert trace(f"{before} {flip}") != trace(before)
-
-
-def test_choices_are_the_librarys_tables() -> None:
-    from lcm_arith.cli import choices
-    from lcm_arith.data.options import CROPS, MISSING
-    from lcm_arith.lcd.loss import LOSSES
-    from lcm_arith.lcd.solver import SOLVERS
-    from lcm_arith.planning import SOLVERS as PLANNED
-    from lcm_arith.training.denoising import DRAWS
-
-    for offered, table in (
-        (distill.Mode, MODES), (distill.Timesteps, TIMESTEPS), (distill.Solver, SOLVERS),
-        (distill.Loss, LOSSES), (finetune.Timesteps, DRAWS), (choices.Crop, CROPS),
-        (choices.Missing, MISSING), (choices.Rate, RATES), (choices.Optimizer, OPTIMIZERS),
-        (choices.Precision, PRECISIONS), (choices.Switch, CHECKPOINTING),
-    ):  # fmt: skip
-        assert {each.value for each in offered} == set(table)
-    assert set(PLANNED) == set(SOLVERS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -79,15 +78,6 @@ def tiny_zsnr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny(tmp_path_factory.mktemp("tiny") / "sdxl", "sdxl")
-
-
-@pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedded family's trainings take four pictures a step."""
-    family = embedded()
-    plans = {name: replace(getattr(family, name), batch=4) for name in ("style", "acceleration")}
-    small = replace(family, **plans)
-    monkeypatch.setattr("lcm_arith.training.ground.family", lambda name: small)
 
 
 @pytest.fixture

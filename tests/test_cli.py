@@ -15,7 +15,6 @@ from support import random_vector
 
 from lcm_arith.adapters import load, save
 from lcm_arith.cli.main import main
-from lcm_arith.embedded import pictures
 from lcm_arith.errors import NotFoundError
 from lcm_arith.evaluation import demo
 
@@ -91,21 +90,6 @@ def test_grid_eval_without_a_style_has_base_as_teacher(tmp_cwd: Path) -> None:
     distance = table.pair_distance.to_dict()
     assert distance["teacher"] == distance["base"]
     assert (table.l1 == 0).all()
-
-
-@pytest.mark.usefixtures("small_batches")
-def test_finetune_and_distill_write_proven_vectors(tmp_cwd: Path) -> None:
-    data = tmp_cwd / "data"
-    data.mkdir()
-    concept = pictures.concepts("A")[0]
-    Image.fromarray(pictures.variants("noto", concept, 1)[0]).save(data / "x.png")
-    (data / "x.txt").write_text(concept.caption)
-    common = ("--data", "data", "--rank", "2", "--steps", "1")
-    assert "proven" in run("finetune", *common, "-o", "s.safetensors").stdout
-    told = run("distill", *common, "--omega", "1.5", "-o", "a.safetensors", "--json")
-    assert json.loads(told.stdout)["omega"] == "1.5"
-    assert "guidance scale 2.5" in told.stderr
-    run("combine", "s.safetensors", "a.safetensors")
 
 
 def bad_files(folder: Path) -> None:

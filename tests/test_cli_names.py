@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import torch
 from commands import fails, files_in, run, small, verb
-from PIL import Image
 
 from lcm_arith.adapters import load
-from lcm_arith.embedded import files, pictures
+from lcm_arith.embedded import files
 
 
 def test_a_named_result_is_registered_with_its_recipe(tmp_cwd: Path) -> None:
@@ -61,19 +60,6 @@ def test_every_command_that_makes_a_vector_can_name_it(
         run("fuse", "noto:1")
     run(*command.split(), "--name", "made")
     assert verb("show", "made")["said"]["kind"]["value"] == kind
-    assert not list(tmp_cwd.glob("*.safetensors"))
-
-
-def test_trainings_name_their_vectors(tmp_cwd: Path, small_batches: None) -> None:
-    Path("data").mkdir()
-    concept = pictures.concepts("A")[0]
-    Image.fromarray(pictures.variants("noto", concept, 1)[0]).save("data/x.png")
-    Path("data/x.txt").write_text(concept.caption)
-    common = ("--data", "data", "--rank", "2", "--steps", "1", "--json")
-    for command, kind in (("finetune", "style"), ("distill", "acceleration")):
-        told = json.loads(run(command, *common, "--name", f"my-{command}").stdout)
-        assert told["name"] == f"my-{command}"
-        assert verb("show", told["name"])["said"]["kind"] == {"value": kind, "source": "header"}
     assert not list(tmp_cwd.glob("*.safetensors"))
 
 

@@ -1,8 +1,7 @@
-"""``distill`` and ``finetune`` as users meet them: files, figures, codes, no idle option."""
+"""``distill`` and ``finetune`` as users meet them: files, figures, exit codes."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 import sys
@@ -14,25 +13,19 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from commands import fails, files_in, run, small, verb
+from commands import fails, files_in, made_up, run, verb
 from PIL import Image
+from support import random_vector
 from test_docs import ROOT, shell_commands
 from tiny import pipeline, single_file
-from typer.testing import CliRunner
 
 from lcm_arith import make_vectors
-from lcm_arith.adapters import facts, load
+from lcm_arith.adapters import facts, load, save
 from lcm_arith.bases import load_base
-from lcm_arith.cli import distill, finetune
-from lcm_arith.cli.main import app
 from lcm_arith.modules import with_text_model
-from lcm_arith.training.distillation import MODES, TIMESTEPS
-from lcm_arith.training.numbers import PRECISIONS
-from lcm_arith.training.plan import OPTIMIZERS, RATES
-from lcm_arith.training.request import CHECKPOINTING, Watching
+from lcm_arith.training.request import Watching
 
 SHORT = ("--steps", "2", "--batch", "2", "--rank", "2", "--validate-every", "0")
-COMMANDS = {"distill": distill, "finetune": finetune}
 
 
 @pytest.fixture
@@ -51,39 +44,32 @@ def trained(command: str, base: Path, *more: str) -> Any:
     return json.loads(run(command, "--base", str(base), *given, *SHORT, *more, "--json").stdout)
 
 
-def made_up(request: Any) -> dict[str, Any]:
-    """What a training returns, without one."""
-    if request.out.suffix:
-        small(str(request.out))
-    plan = {"rank": 1, "steps": 1, "batch": 1, "accumulation": 1}
-    told = {"path": str(request.out), "run": "", "kind": "style", "modules": 1, "plan": plan}
-    told |= {"pictures": 1, "captions": 1, "skipped_pictures": [], "cut_captions": 0}
-    return {**told, "final_loss": 0.0, "skipped_steps": 0}
-
-
-def placed_by_diffusers(base: Path, file: Path, kind: str) -> dict[str, torch.Tensor]:
-    """Module → ΔW, as ``load_lora_weights`` puts it into a fresh pipeline."""
+def placed_by_diffusers(base: Path, kind: str, *files: str) -> list[dict[str, torch.Tensor]]:
+    """Of each file: module → ΔW, as ``load_lora_weights`` puts it into a fresh pipeline."""
     from peft.tuners.lora import LoraLayer
 
-    cls = (
-        diffusers.StableDiffusionXLPipeline if kind == "sdxl" else diffusers.StableDiffusionPipeline
-    )
-    pipe = cls.from_pretrained(base)
-    pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="x")
-    return {
-        with_text_model(f"{part}.{name}"): layer.get_delta_weight("x")
+    name = "StableDiffusionXLPipeline" if kind == "sdxl" else "StableDiffusionPipeline"
+    pipe = getattr(diffusers, name).from_pretrained(base)
+    for file in files:
+        pipe.load_lora_weights(".", weight_name=file, adapter_name=file[0])
+    layers = {
+        with_text_model(f"{part}.{name}"): layer
         for part, model in pipe.components.items()
         if isinstance(model, torch.nn.Module)
         for name, layer in model.named_modules()
         if isinstance(layer, LoraLayer)
     }
+    return [
+        {m: layer.get_delta_weight(f[0]) for m, layer in layers.items() if f[0] in layer.lora_A}
+        for f in files
+    ]
 
 
 # --- end to end -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_pictures_become_vectors_that_load_whole_and_combine(
+def test_pictures_become_a_vector_that_loads_whole_in_two_spellings(
     here: Path, request: pytest.FixtureRequest, kind: str
 ) -> None:
     base: Path = request.getfixturevalue(f"tiny_{kind}")
@@ -97,33 +83,38 @@ def test_pictures_become_vectors_that_load_whole_and_combine(
     assert (plan["rank"], plan["alpha"], plan["steps"]) == (2, 5.0, 2)
     run("convert", "a.safetensors", "--format", "kohya", "-o", "k.safetensors")
     accel = load("a.safetensors")
-    for file in ("a.safetensors", "k.safetensors"):
-        placed = placed_by_diffusers(base, Path(file), kind)
+    for placed in placed_by_diffusers(base, kind, "a.safetensors", "k.safetensors"):
         assert placed.keys() == set(accel.modules)
         for module, delta in placed.items():  # float32, another order of the products
             assert torch.allclose(delta, accel[module].dense(), rtol=1e-5, atol=1e-8)
     assert max(float(accel[module].dense().abs().max()) for module in accel) > 0
-    extra = ("--text-encoder", "--with-accel", "a.safetensors")
-    told = trained("finetune", base, *extra, "--timesteps", "style-friendly", "--name", "mine")
-    assert told["name"] == "mine"
+
+
+def test_a_style_of_both_networks_is_named_and_added_to_an_acceleration(
+    here: Path, tiny_sd15: Path
+) -> None:
+    module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    accel = random_vector(2, 3.0, 0, {module: (8, 8)})
+    save(accel, "a.safetensors")
+    extra = ("--text-encoder", "--with-accel", "a.safetensors", "--timesteps", "style-friendly")
+    told = trained("finetune", tiny_sd15, *extra, "--name", "mine")
+    assert (told["name"], told["accel"]["terms"][0]["weight"]) == ("mine", "1.0")
     assert verb("show", "mine")["said"]["kind"] == {"value": "style", "source": "header"}
-    made = ["--l1", "0.8", "--l2", "1.0", "-o", "both.safetensors"]
-    run("combine", "mine", "a.safetensors", *made)
-    both, style = load("both.safetensors"), load("mine")
-    assert set(both.modules) == set(accel.modules) | set(style.modules)
-    module = accel.modules[0]
+    style = load("mine")
+    assert {m.partition(".")[0] for m in style} == {"unet", "text_encoder"}
+    run("combine", "mine", "a.safetensors", "--l1", "0.8", "--l2", "1.0", "-o", "both.safetensors")
+    both = load("both.safetensors")
+    assert both.modules == style.modules
     expected = 0.8 * style[module].dense() + accel[module].dense()
     assert torch.allclose(both[module].dense(), expected, atol=1e-6)
-    told = json.loads(run("inspect", "a.safetensors", "--json").stdout)
-    assert told["kinds"] == {"LoRA": len(accel)}
+    told = json.loads(run("inspect", "mine", "--json").stdout)
+    assert told["kinds"] == {"LoRA": len(style)}
 
 
-@pytest.mark.parametrize("kind", ["sd2-v", "sd2-zsnr"])
-def test_v_prediction_is_distilled_with_and_without_a_signal_at_the_end(
-    here: Path, request: pytest.FixtureRequest, kind: str
+def test_v_prediction_is_distilled_where_the_last_timestep_has_no_signal(
+    here: Path, tiny_zsnr: Path
 ) -> None:
-    base = request.getfixturevalue({"sd2-v": "tiny_sd2v", "sd2-zsnr": "tiny_zsnr"}[kind])
-    told = trained("distill", base)
+    told = trained("distill", tiny_zsnr)
     assert told["prediction"] == "v_prediction"
     assert 0 < told["final_loss"] < 10
 
@@ -151,6 +142,8 @@ def test_a_training_leaves_metrics_errors_sheets_and_vectors_on_the_way(
         "cache", "errors.csv", "metrics.csv", "step-000001.safetensors", "step-000002.png",
         "step-000002.safetensors",
     }  # fmt: skip
+    with Image.open(run_folder / "step-000002.png") as sheet:
+        assert sheet.size == (4 + 68, 18 + 4 + 86)  # one prompt, one column: a tile of 64 px, a gap
     assert len((run_folder / "metrics.csv").read_text().splitlines()) == 3
     assert len((run_folder / "errors.csv").read_text().splitlines()) == 1 + 2 * 5
     halfway = load(run_folder / "step-000001.safetensors")
@@ -320,96 +313,3 @@ def test_a_plan_obeys_what_is_asked() -> None:
     assert not planned("--family", "sdxl", "--gradient-checkpointing", "off")["config"][
         "gradient_checkpointing"
     ]
-
-
-# --- no option idles --------------------------------------------------------------------------
-
-SHARED_FLIPS = {
-    "base": "--base other", "config": "--config folder", "data": "--data art",
-    "cache": "--cache kept", "cache_dtype": "--cache-dtype float16",
-    "resolution": "--resolution 128", "bucket_step": "--bucket-step 8", "crop": "--crop random",
-    "flip": "--flip", "repeats": "--repeats 3", "caption_missing": "--caption-missing skip",
-    "trigger": "--trigger word", "shuffles": "--shuffles 2",
-    "keep_tokens": "--shuffles 2 | --keep-tokens 1", "clip_skip": "--clip-skip 1",
-    "max_tokens": "--max-tokens 150", "per_prompt": "--per-prompt 2",
-    "teacher_sampler": "--teacher-sampler ddim", "teacher_steps": "--teacher-steps 9",
-    "teacher_guidance": "--teacher-guidance 3", "teacher_seed": "--teacher-seed 4",
-    "steps": "--steps 9", "batch": "--batch 3", "accumulation": "--accumulation 2",
-    "learning_rate": "--learning-rate 1e-3", "rate": "--rate-schedule cosine",
-    "warmup": "--warmup 0.2", "weight_decay": "--weight-decay 0.1",
-    "optimizer": "--optimizer adamw8bit", "max_grad_norm": "--max-grad-norm 3",
-    "max_nonfinite": "--max-nonfinite 2", "ema": "--ema 0.5", "rank": "--rank 3",
-    "alpha": "--alpha 3", "targets": "--targets attn", "start": "--from lcm",
-    "device": "--device cpu", "precision": "--precision bf16",
-    "gradient_checkpointing": "--gradient-checkpointing on", "compiled": "--compile",
-    "report_to": "--report-to tensorboard", "run": "--run here", "resume": "--resume never",
-    "checkpoint_every": "--checkpoint-every 5", "validate_every": "--validate-every 7",
-    "validate_prompts": "--validate-prompts prompts.txt", "validate_steps": "--validate-steps 3",
-    "save_every": "--save-every 5", "plan": "--plan", "family": "--family sdxl",
-    "cache_only": "--cache-only", "out": "-o other.safetensors", "name": "--name mine",
-    "force": "--force", "dtype": "--dtype float16", "seed": "--seed 5", "as_json": "--json",
-}  # fmt: skip
-FLIPS = {
-    "distill": {
-        "mode": "--mode lcf", "omega": "--omega 3", "omega_range": "--omega-range 1,2",
-        "grid_points": "--grid-points 20", "stride": "--stride 2",
-        "timesteps": "--timesteps literal", "solver": "--solver dpm++2s", "loss": "--loss l2",
-        "target_decay": "--target-decay 0.9", "accel": "--accel lcm",
-        "freeze_accel": "--freeze-accel", "anchor": "--anchor 0.5", **SHARED_FLIPS,
-    },
-    "finetune": {
-        "embedded_style": "--embedded-style noto", "timesteps": "--timesteps logit-normal",
-        "snr_gamma": "--snr-gamma 4", "snr_floor": "--snr-floor 0.1",
-        "caption_dropout": "--caption-dropout 0.5", "learn_empty": "--learn-empty",
-        "text_encoder": "--text-encoder", "with_accel": "--with-accel lcm", **SHARED_FLIPS,
-    },
-}  # fmt: skip
-
-
-def options_of(command: str) -> list[str]:
-    return list(inspect.signature(COMMANDS[command].command).parameters)
-
-
-@pytest.mark.parametrize(
-    ("command", "name"), [(command, name) for command in COMMANDS for name in options_of(command)]
-)
-def test_every_option_reaches_the_training_or_is_refused(
-    tmp_cwd: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str
-) -> None:
-    """A new option fails here until it is in the table with a value that is not its default."""
-    Path("prompts.txt").write_text("fox\n")
-
-    def trace(arguments: str) -> Any:
-        seen: list[Any] = []
-
-        def record(request: Any, *given: Any, **named: Any) -> dict[str, Any]:
-            seen.extend((request, [g for g in given if isinstance(g, str)], named))
-            return made_up(request)
-
-        for place in ("make_vectors.make_acceleration", "make_vectors.make_style"):
-            monkeypatch.setattr(f"lcm_arith.{place}", record)
-        monkeypatch.setattr("lcm_arith.training.ground.cache_only", record)
-        result = CliRunner().invoke(app, [command, *arguments.split()])
-        assert result.exception is None or result.exception.__class__.__name__ == "UsageError"
-        return repr(seen), result.stdout, result.exit_code
-
-    before, _, flip = FLIPS[command][name].rpartition("|")
-    assert trace(f"{before} {flip}") != trace(before)
-
-
-def test_choices_are_the_librarys_tables() -> None:
-    from lcm_arith.cli import choices
-    from lcm_arith.data.options import CROPS, MISSING
-    from lcm_arith.lcd.loss import LOSSES
-    from lcm_arith.lcd.solver import SOLVERS
-    from lcm_arith.planning import SOLVERS as PLANNED
-    from lcm_arith.training.denoising import DRAWS
-
-    for offered, table in (
-        (distill.Mode, MODES), (distill.Timesteps, TIMESTEPS), (distill.Solver, SOLVERS),
-        (distill.Loss, LOSSES), (finetune.Timesteps, DRAWS), (choices.Crop, CROPS),
-        (choices.Missing, MISSING), (choices.Rate, RATES), (choices.Optimizer, OPTIMIZERS),
-        (choices.Precision, PRECISIONS), (choices.Switch, CHECKPOINTING),
-    ):  # fmt: skip
-        assert {each.value for each in offered} == set(table)
-    assert set(PLANNED) == set(SOLVERS)

@@ -43,7 +43,7 @@ def print_json(values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
+def progress(*, shown: bool = True) -> Iterator[Progress]:
     """A progress bar on stderr with counts, elapsed time and ETA."""
     columns = (
         TextColumn("{task.description}"),
@@ -53,7 +53,7 @@ def progress() -> Iterator[Progress]:
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=stderr) as bar:
+    with Progress(*columns, console=stderr, disable=not shown) as bar:
         yield bar
 
 

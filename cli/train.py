@@ -23,7 +23,7 @@ def make(
     default: str,
     train: Callable[[Request, Stages], dict[str, Any]],
 ) -> None:
-    """Trains, registers and prints.
+    """Trains, registers and prints; of several processes only the main one does the latter.
 
     Args:
         shared: The options.
@@ -32,6 +32,7 @@ def make(
         train: What the library does.
     """
     from lcm_arith.training.ground import cache_only
+    from lcm_arith.training.request import main_process
 
     _check_instead(shared)
     plain = shared.out or Path(shared.name or default)
@@ -43,8 +44,10 @@ def make(
         return
     with naming.output(shared.out, shared.name, default) as to:
         request = shared.request(to.path, folder)
-        with progress() as bar:
+        with progress(shown=main_process()) as bar:
             made = train(request, Stages(bar))
+        if not main_process():
+            return
         made = to.put(made, command)
     print_made(made, as_json=shared.as_json)
 

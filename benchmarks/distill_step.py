@@ -240,7 +240,8 @@ def peak_job(side: str, size_name: str, device: Any, checkpointing: bool) -> dic
         base = list(literal.teacher.parameters())
         literal.__dict__.pop("optimizer")  # its state is the LoRA's, as in a loop that has ended
     if side in ("ours", "literal"):
-        known = [*lora, *held.store.values(), SCHEDULE.alpha_t, SCHEDULE.sigma_t]
+        store: Any = held.store  # a mapping here
+        known = [*lora, *store.values(), SCHEDULE.alpha_t, SCHEDULE.sigma_t]
         found["resident"] = resident(sum(p.nbytes for p in base), known)
     if device.type == "cuda":
         return {**found, "peak": torch.cuda.max_memory_allocated()}

@@ -1,6 +1,7 @@
 """A production step, from its data to its gradients, against Algorithm 1 with networks apart."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def network_apart(unet: Any, factors: list[Tensor]) -> tuple[Any, list[Tensor]]:
     return unet, trained
 
 
-def shaken(factors: list[Tensor], seed: int) -> list[Tensor]:
+def shaken(factors: Sequence[Tensor], seed: int) -> list[Tensor]:
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         return [p.copy_(torch.randn(p.shape, generator=random) / 10) for p in factors]
@@ -66,7 +67,7 @@ def test_a_production_step_is_algorithm_1(
     l2, for Huber bends within 1e-3 of zero, where float32's 1e-6 in f would be a thousandth."""
     pipe = pipeline("sd15")
     unet, others = pipe.unet, [copy.deepcopy(pipe.unet) for _ in range(3)]
-    schedule = Schedule.of_pipeline(pipe)
+    schedule = Schedule.of_scheduler(pipe.scheduler)
     roles = on_one_base(
         unet, PLAN, Numbers(dtype, None), targets=LCM_TARGETS, seed=1, decay=decay
     )  # fmt: skip

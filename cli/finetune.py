@@ -21,6 +21,8 @@ EXAMPLES = """Examples:
 
   lcm-arith finetune --base my-model/ --data my-pictures/ --trigger "my style" --name my-style
 
+  lcm-arith finetune --plan --family sd15
+
   lcm-arith finetune --data art/ --with-accel lcm --timesteps style-friendly -o fast.safetensors
 """
 
@@ -46,7 +48,12 @@ def command(
         ),
     ] = None,
     timesteps: Annotated[
-        Timesteps, option(STYLE, "How noise levels are drawn; style-friendly ones are high.")
+        Timesteps,
+        option(
+            STYLE,
+            "How noise levels are drawn: uniform, logit-normal, or style-friendly, which is high.",
+            metavar="HOW",
+        ),
     ] = Timesteps.uniform,
     snr_gamma: Annotated[
         float, option(STYLE, "Most signal-to-noise ratio in the loss's weight.", metavar="γ")

@@ -52,7 +52,7 @@ def placed_by_diffusers(base: Path, kind: str, *files: str) -> list[dict[str, to
     pipe = getattr(diffusers, name).from_pretrained(base)
     for file in files:
         pipe.load_lora_weights(".", weight_name=file, adapter_name=file[0])
-    layers = {
+    layers: dict[str, Any] = {
         with_text_model(f"{part}.{name}"): layer
         for part, model in pipe.components.items()
         if isinstance(model, torch.nn.Module)

@@ -185,7 +185,7 @@ def styled(roles: Roles, how: Denoising) -> list[float]:
 
 @pytest.mark.parametrize(("name", "value"), LESSONS)
 def test_every_value_of_a_style_changes_its_losses(roles: Roles, name: str, value: Any) -> None:
-    plain = {"caption_dropout": 0.5}
+    plain: dict[str, Any] = {"caption_dropout": 0.5}
     changed = Denoising(**{**plain, name: value})
     assert styled(roles, Denoising(**plain)) != styled(roles, changed)
 

@@ -41,6 +41,20 @@ def command(
         typer.Option(help="Captions that the vectors were trained on (A), or not (B)."),
     ] = options.PartName.all,
     seeds: Annotated[int, typer.Option(metavar="N", help="Seeds 0 to N−1 per prompt.")] = 2,
+    style_refs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Pictures of the style, for color_swd and texture_swd.",
+            show_default="the style's own drawings",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…", help="Compute only these (docs/metrics.md).", show_default="all"
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder; an earlier grid there is continued.")
     ] = Path("grid"),
@@ -55,9 +69,13 @@ def command(
     Lists are 0.4,0.8 or 0:1.2:0.2 (end included). The control of a cell spends the same UNet
     passes without acceleration, in the best of up to four ways.
     """
+    import numpy as np
+
     from lcm_arith.evaluation.grid import load_vectors, run_grid
     from lcm_arith.evaluation.lists import parse_counts, parse_decimals
+    from lcm_arith.evaluation.metrics import METRICS, choose
     from lcm_arith.evaluation.plan import choose_prompts, make_grid
+    from lcm_arith.evaluation.references import read_references
     from lcm_arith.evaluation.report import (
         best_cell,
         ceilings_line,
@@ -72,6 +90,9 @@ def command(
     names = options.pair(style, accel)
     lists = [parse_decimals(l1, "--l1"), parse_decimals(l2, "--l2")]
     counts, chosen = parse_counts(steps, "--steps"), choose_prompts(prompts, part.value)
+    measured = tuple(METRICS) if metrics is None else choose(metrics)
+    side = embedded().resolution
+    references = read_references(style_refs, (side, side)) if style_refs else None
     table = csv or out / "cells.csv"
     options.writable_folder(out)
     if table.is_dir() or table.parent != out:
@@ -84,13 +105,15 @@ def command(
     )  # fmt: skip
     with progress() as bar:
         result = run_grid(
-            grid, (vectors[0], vectors[1]), family=embedded(), folder=out, on_stage=Stages(bar)
-        )
+            grid, (vectors[0], vectors[1]), family=embedded(), folder=out, on_stage=Stages(bar),
+            references=references, chosen=measured,
+        )  # fmt: skip
     paths = write_report(result, out, table)
     for note in notes(result):
         stderr.print(f"Note: {note}", soft_wrap=True)
     if as_json:
-        cells = result.cells.astype(object).where(result.cells.notna(), None)
+        cells = result.cells.replace(np.inf, np.nan).astype(object)
+        cells = cells.where(cells.notna(), None)
         print_json(
             {
                 "paths": [str(path) for path in paths],

@@ -13,14 +13,13 @@ from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.grid import Result, best_row
-from lcm_arith.evaluation.metrics import PICTURE_METRICS
+from lcm_arith.evaluation.metrics import METRICS
 from lcm_arith.evaluation.plan import Row
 from lcm_arith.evaluation.sheets import contact_sheet
 from lcm_arith.formats.container import write_bytes
 from lcm_arith.text import csv_cell
 
-BETTER_HIGH: Final = {"prompt_score", "retrieval_top1", "style_accuracy"}
-BEST_AT_ONE: Final = {"sharp_ratio", "diversity"}
+BEST_AT: Final = {"one": 1.0, "zero": 0.0}
 _SHEET_COLUMNS: Final = 10
 _FOLDERS: Final = ("images", "chunks")
 
@@ -32,9 +31,9 @@ def write_report(result: Result, folder: Path, csv: Path) -> list[Path]:
     write_bytes(images, csv_bytes(result.images), force=True)
     write_bytes(sheet, png_bytes(grid_sheet(result)), force=True)
     heatmaps = []
-    for metric in (*PICTURE_METRICS, "diversity"):
+    for metric in METRICS:
         path = folder / f"heatmap_{metric}.png"
-        if result.cells[metric].notna().any():
+        if np.isfinite(_of_cells(result, metric)).any():
             write_bytes(path, heatmap(result, metric), force=True)
             heatmaps.append(path)
         else:
@@ -83,7 +82,7 @@ def heatmap(result: Result, metric: str) -> bytes:
     l1, l2 = sorted({r.l1 for r in cells}), sorted({r.l2 for r in cells})
     steps = sorted({r.steps for r in cells})
     values = dict(zip(result.rows, result.cells[metric].astype(float), strict=True))
-    colours, low, high = _scale(metric, [values[row] for row in cells])
+    colours, low, high = _scale(metric, _of_cells(result, metric))
     figure = Figure(figsize=(1.2 + len(steps) * (1.2 + 0.75 * len(l2)), 2.2 + 0.5 * len(l1)))
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(steps), squeeze=False)[0]
@@ -121,12 +120,18 @@ def heatmap(result: Result, metric: str) -> bytes:
     return buffer.getvalue()
 
 
-def _scale(metric: str, values: list[float]) -> tuple[str, float, float]:
-    """Colour map and its ends: bright is better; around 1 where 1 is best."""
-    if metric in BEST_AT_ONE:
-        reach = max(abs(value - 1) for value in values)
-        return "PuOr", 1 - reach, 1 + reach
-    return "viridis" if metric in BETTER_HIGH else "viridis_r", min(values), max(values)
+def _of_cells(result: Result, metric: str) -> np.ndarray:
+    return np.asarray(result.cells[metric][result.cells.role == "cell"].astype(float))
+
+
+def _scale(metric: str, values: np.ndarray) -> tuple[str, float, float]:
+    """Colour map and its ends: bright is better; around the best value where there is one."""
+    finite, better = values[np.isfinite(values)], METRICS[metric].better
+    if better in BEST_AT:
+        best = BEST_AT[better]
+        reach = np.abs(finite - best).max()
+        return "PuOr", best - reach, best + reach
+    return "viridis_r" if better == "low" else "viridis", finite.min(), finite.max()
 
 
 def ceilings_line(result: Result) -> str:

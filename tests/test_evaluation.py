@@ -18,11 +18,11 @@ from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundErr
 from lcm_arith.evaluation.engine import Engine
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, load_vectors, run_grid
 from lcm_arith.evaluation.lists import parse_counts, parse_decimals
-from lcm_arith.evaluation.metrics import Yardstick, mean_pair_distance
 from lcm_arith.evaluation.plan import choose_prompts, control_candidates, make_grid
 from lcm_arith.evaluation.report import csv_bytes, write_report
 from lcm_arith.evaluation.sheets import font
 from lcm_arith.evaluation.stats import closed_gap, of_means, paired, ratio
+from lcm_arith.evaluation.yardstick import Yardstick, mean_pair_distance
 from lcm_arith.families import embedded
 from lcm_arith.vector import TaskVector
 

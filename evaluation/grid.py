@@ -16,7 +16,7 @@ from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.evaluation.engine import Counters, Engine
-from lcm_arith.evaluation.metrics import METRICS, Sample, measure, names
+from lcm_arith.evaluation.metrics import METRICS, PICTURE_METRICS, Sample, measure, names
 from lcm_arith.evaluation.pixels import OK, defects
 from lcm_arith.evaluation.plan import Grid, Row
 from lcm_arith.evaluation.references import References, true_references
@@ -45,7 +45,7 @@ IMAGE_COLUMNS: Final = (
     "seed",
     "path",
     "sha256",
-    *names(per="picture"),
+    *PICTURE_METRICS,
     "defect",
 )
 

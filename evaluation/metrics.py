@@ -212,6 +212,7 @@ def names(*, per: str | None = None, since: int | None = None) -> tuple[str, ...
 
 
 PICTURE_METRICS: Final = names(per="picture")
+BETTER: Final = {row.name: row.better for row in _ROWS}
 NEEDED: Final = ("prompt_score", "pair_distance")
 """Measured whatever was chosen: the best control is found by them."""
 

@@ -13,7 +13,7 @@ from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.grid import Result, best_row
-from lcm_arith.evaluation.metrics import METRICS
+from lcm_arith.evaluation.metrics import BETTER, METRICS
 from lcm_arith.evaluation.plan import Row
 from lcm_arith.evaluation.sheets import contact_sheet
 from lcm_arith.formats.container import write_bytes
@@ -126,7 +126,7 @@ def _of_cells(result: Result, metric: str) -> np.ndarray:
 
 def _scale(metric: str, values: np.ndarray) -> tuple[str, float, float]:
     """Colour map and its ends: bright is better; around the best value where there is one."""
-    finite, better = values[np.isfinite(values)], METRICS[metric].better
+    finite, better = values[np.isfinite(values)], BETTER[metric]
     if better in BEST_AT:
         best = BEST_AT[better]
         reach = np.abs(finite - best).max()

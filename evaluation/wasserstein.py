@@ -46,12 +46,12 @@ def colour_profile(pixels: Pixels) -> Values:
     Args:
         pixels: uint8 ``[n, H, W, 3]``; each picture counts alike.
     """
-    first = int(_REACH / _STEP) + _BINS * np.arange(DIRECTIONS)
+    first = int(_REACH / _STEP) + _BINS * np.arange(DIRECTIONS) + 0.5  # cut off is then rounded
     slices = directions(3).T / _STEP
     counts = np.zeros(DIRECTIONS * _BINS, np.int64)
     for picture in pixels:
-        places = np.rint(lab(picture.reshape(-1, 3)) @ slices).astype(np.int64)  # [H W, 64]
-        counts += np.bincount((places + first).ravel(), minlength=len(counts))
+        places = (lab(picture.reshape(-1, 3)) @ slices + first).astype(np.int64)  # [H W, 64]
+        counts += np.bincount(places.ravel(), minlength=len(counts))
     shares = counts.reshape(DIRECTIONS, _BINS).cumsum(axis=1)
     return np.asarray(shares / shares[0, -1])
 

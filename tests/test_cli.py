@@ -71,12 +71,21 @@ def test_an_unknown_prompt_is_drawn_with_a_note_of_the_nearest(tmp_cwd: Path) ->
 
 
 def test_grid_eval_writes_its_tables_and_resumes(tmp_cwd: Path) -> None:
-    run("grid-eval", *FAST, "--csv", "t.csv")
+    asked = (*FAST, "--csv", "t.csv", "--metrics", "psnr,color_swd", "--style-refs", "refs")
+    Path("refs").mkdir()
+    Image.new("RGB", (9, 9)).save("refs/mine.png")
+    run("grid-eval", *asked)
     first = pd.read_csv("t.csv")
+    assert first.psnr.tolist()[1] == float("inf")
+    assert first.psnr.notna().all()
+    assert (first.color_swd > 20).all()  # far from black
+    assert first.ssim.isna().all()
     assert first.role.tolist() == ["base", "teacher", "control", "cell"]
     assert {"images.csv", "sheet.png"} <= {path.name for path in Path("grid").iterdir()}
     before = {p: p.stat().st_mtime_ns for p in Path("grid/images").iterdir()}
-    told = json.loads(run("grid-eval", *FAST, "--csv", "t.csv", "--json").stdout)
+    printed = run("grid-eval", *asked, "--json").stdout
+    assert "Infinity" not in printed  # it is no JSON; the teacher's PSNR to itself is infinite
+    told = json.loads(printed)
     assert [row["role"] for row in told["rows"]] == first.role.tolist()
     assert {p: p.stat().st_mtime_ns for p in Path("grid/images").iterdir()} == before
     timeless = [c for c in first.columns if c != "seconds_per_image"]

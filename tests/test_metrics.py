@@ -66,7 +66,7 @@ def test_columns_of_the_first_grid_keep_their_places_and_new_ones_stand_behind()
     assert len(set(CELL_COLUMNS)) == len(CELL_COLUMNS)
 
 
-BETTER: dict[Better, str] = {
+WORDS: dict[Better, str] = {
     "high": "high",
     "low": "low",
     "one": "near 1",
@@ -76,9 +76,10 @@ BETTER: dict[Better, str] = {
 
 
 def test_the_page_holds_the_table() -> None:
-    rows = [("column", "of", "compared with", "definition", "better", "source")]
+    rows = [("column", "of", "compared with", "tier", "definition", "better", "source")]
     for m in METRICS.values():
-        rows.append((f"`{m.name}`", m.per, m.needs, m.meaning, BETTER[m.better], m.source))
+        tier, better = str(m.tier), WORDS[m.better]
+        rows.append((f"`{m.name}`", m.per, m.needs, tier, m.meaning, better, m.source))
     assert tables.markdown(rows) in DOCS.read_text(encoding="utf-8")
 
 

@@ -108,6 +108,10 @@ def test_lab_has_the_published_values_of_srgb_colours() -> None:
         [50.0344, 0, 0],
     ]
     assert lab(colours) == pytest.approx(np.array(expected), abs=0.05)
+    greys = lab(np.repeat([[50], [10]], 3, axis=1).astype(np.uint8))[:, 0]
+    cubic = 116 * ((50 / 255 + 0.055) / 1.055) ** (2.4 / 3) - 16
+    straight = (29 / 3) ** 3 * (10 / 255 / 12.92)
+    assert greys == pytest.approx([cubic, straight])
     picture = noise(2, 5, 4, 3)
     assert lightness(picture) == pytest.approx(lab(picture)[..., 0], abs=1e-10)
 

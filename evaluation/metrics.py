@@ -24,6 +24,17 @@ PICTURE_METRICS: Final = (
     "sharp_ratio",
 )
 
+BETTER: Final = {
+    "prompt_score": "high",
+    "retrieval_top1": "high",
+    "style_accuracy": "high",
+    "pair_distance": "low",
+    "teacher_distance": "low",
+    "sharp_ratio": "one",
+    "diversity": "one",
+}
+"""Which mean is better: a high one, a low one, or one near 1."""
+
 
 @dataclass(frozen=True, eq=False)
 class TruePictures:

@@ -64,7 +64,7 @@ def best_set(cells: np.ndarray, better: str, *, seed: int = 0) -> BestSet:
         return BestSet(p, (), len(values) if len(there) else 0)
     scores = score(means_of(values, seed), better)  # [cells there, RESAMPLES]
     first = scores >= scores.max(axis=0) - 1e-12 * np.abs(values).max()
-    p[there] = (first / first.sum(axis=0)).mean(axis=1)
+    p[there] = first @ (1 / first.sum(axis=0)) / first.shape[1]
     order = there[np.argsort(-p[there], kind="stable")]
     needed = int(np.searchsorted(np.cumsum(p[order]), LEVEL - 1e-9))
     least = p[order[needed]] - 1e-9

@@ -1,7 +1,7 @@
 """Grids whose truth is known: what intervals, winners and best sets make of them.
 
 Pictures of a prompt share half their variance, as seeds of one prompt do; prompts are drawn anew
-for each grid. ``test_statistics.py`` draws some, ``benchmarks/statistics.py`` 1,000 grids.
+for each grid. ``test_statistics.py`` draws some, ``benchmarks/grid_statistics.py`` 1,000 grids.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ def pictures(seed: int, columns: int, *, heavy: bool = False) -> np.ndarray:
     return noise(columns, PROMPTS, 1) + noise(columns, PROMPTS, SEEDS)
 
 
-def shortfalls(runs: int, *, heavy: bool, seed: int = 0) -> tuple[float, float]:
-    """Shares of ``runs`` intervals that lie above and below the true mean 0."""
-    found = intervals(per_prompt(pictures(seed, runs, heavy=heavy)).T, seed=seed)
-    return float((found[:, 1] > 0).mean()), float((found[:, 2] < 0).mean())
+def misses(ends: np.ndarray, truth: float = 0.0) -> tuple[float, float]:
+    """Shares of intervals ``[n, 2]`` that lie above and below the truth."""
+    return float((ends[:, 0] > truth).mean()), float((ends[:, 1] < truth).mean())
+
+
+def our_ends(values: np.ndarray) -> np.ndarray:
+    """The grid's own intervals of ``[columns, prompts, seeds]``, ``[columns, 2]``."""
+    return intervals(per_prompt(values).T)[:, 1:]
 
 
 def false_winner(seed: int, *, flips: int, chosen: bool = False, heavy: bool = False) -> bool:

@@ -85,7 +85,8 @@ def _confirmed_lines(result: Result, found: Findings) -> list[str]:
     ends = table[[metric, f"{metric}_lo", f"{metric}_hi"]].to_numpy(float)
     value = dict(zip(result.rows, ends, strict=True))
     seeds = result.grid.seeds
-    said = [f"Confirmed on fresh seeds, {seeds[0]} to {seeds[-1]}, by {metric}:"]
+    fresh = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    said = [f"Confirmed by {metric} on pictures that chose nothing, {fresh}:"]
     for row in found.ranked:
         mean, low, high = value[row]
         interval = f" [{low:.3f}, {high:.3f}]" if low == low else ""

@@ -122,7 +122,9 @@ def _intervals(values: np.ndarray, seed: int) -> np.ndarray:
     mean, error, t = studentised(values, seed)
     t[error == 0] = 0
     high, low = np.nanquantile(t, _TAILS, axis=1)
-    return np.stack([mean, mean - high * error, mean - low * error], axis=1)
+    found = np.stack([mean, mean - high * error, mean - low * error], axis=1)
+    rounding = 1e-12 * np.abs(values).max(axis=0)
+    return np.where(np.abs(found) > rounding[:, None], found, 0.0)
 
 
 def paired(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> Interval:

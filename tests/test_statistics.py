@@ -344,7 +344,7 @@ def test_confirmation_measures_the_likeliest_cells_on_fresh_seeds() -> None:
     assert set(again.grid.cells) == set(found.ranked[:2]) == set(sure.ranked)
     assert set(again.grid.controls) == {4}
     lines = answers.lines(result, found, (again, sure))
-    start = lines.index("Confirmed on fresh seeds, 2 to 3, by pair_distance:")
+    start = lines.index("Confirmed by pair_distance on pictures that chose nothing, seeds 2 to 3:")
     mean = again.cells.pair_distance[list(again.rows).index(sure.ranked[0])]
     assert f": {mean:.3f} [" in lines[start + 1]
     assert lines[-1].startswith("At 4 UNet passes")

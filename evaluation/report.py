@@ -196,7 +196,7 @@ def notes(result: Result) -> list[str]:
     if count < FEWEST:
         found.append(f"{count} prompts: below {FEWEST} there are no intervals and no best set")
     elif count < ROUGH:
-        found.append(f"{count} prompts: below {ROUGH} intervals are rough")
+        found.append(f"{count} prompts: below {ROUGH} intervals and the best set are rough")
     return found
 
 

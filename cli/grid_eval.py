@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,8 @@ EXAMPLES = """Examples:
   lcm-arith grid-eval noto lcm --l1 0:1.2:0.2 --l2 0.8,1.0 --steps 1,2,4,8 --prompts 48 --part A
 
   lcm-arith grid-eval none lcm --l2 0.6:1.2:0.2 --out base-grid --csv base.csv
+
+  lcm-arith grid-eval --noninferior prompt_score:0.02 --confirm 3
 """
 
 
@@ -62,6 +65,32 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Table, one row a cell.", show_default="DIR/cells.csv"),
     ] = None,
+    best_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC",
+            help="Metric that decides which cell is best.",
+            show_default="pair_distance, without true pictures prompt_score",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="L1,L2,STEPS",
+            help="Cell that the others are compared with.",
+            show_default="0.8,1,4 if the grid has it, else the best cell",
+        ),
+    ] = None,
+    noninferior: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC:DELTA", help="Fewest steps at most DELTA worse than the teacher."
+        ),
+    ] = None,
+    confirm: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Measure the K best cells again, on fresh seeds."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure λ1 × λ2 × steps against the many-step teacher and controls of equal cost.
@@ -69,21 +98,15 @@ def command(
     Lists are 0.4,0.8 or 0:1.2:0.2 (end included). The control of a cell spends the same UNet
     passes without acceleration, in the best of up to four ways.
     """
-    import numpy as np
-
+    from lcm_arith.evaluation import answers
+    from lcm_arith.evaluation.asked import parse_asked
+    from lcm_arith.evaluation.findings import confirmed, find, with_findings
     from lcm_arith.evaluation.grid import load_vectors, run_grid
     from lcm_arith.evaluation.lists import parse_counts, parse_decimals
     from lcm_arith.evaluation.metrics import METRICS, choose
     from lcm_arith.evaluation.plan import choose_prompts, make_grid
     from lcm_arith.evaluation.references import read_references
-    from lcm_arith.evaluation.report import (
-        best_cell,
-        ceilings_line,
-        check_csv_name,
-        notes,
-        verdict,
-        write_report,
-    )
+    from lcm_arith.evaluation.report import ceilings_line, check_csv_name, notes, write_report
     from lcm_arith.families import embedded
     from lcm_arith.formats.container import refuse_existing
 
@@ -103,28 +126,33 @@ def command(
         style=names[0], accel=names[1], style_set=style_set, l1=lists[0], l2=lists[1],
         steps=counts, prompts=chosen, seeds=seeds, family=embedded(),
     )  # fmt: skip
+    asked = parse_asked(
+        grid, best_by=best_by, baseline=baseline, noninferior=noninferior, confirm=confirm
+    )
     with progress() as bar:
-        result = run_grid(
-            grid, (vectors[0], vectors[1]), family=embedded(), folder=out, on_stage=Stages(bar),
-            references=references, chosen=measured,
+        draw = partial(
+            run_grid, vectors=(vectors[0], vectors[1]), family=embedded(), folder=out,
+            on_stage=Stages(bar), references=references,
+            chosen={*measured, *asked.metrics},
         )  # fmt: skip
-    paths = write_report(result, out, table)
+        result = draw(grid)
+        found = find(result, asked)
+        again = confirmed(grid, found, asked.confirm, draw) if asked.confirm else None
+    paths = write_report(result, out, table, found, again)
     for note in notes(result):
         stderr.print(f"Note: {note}", soft_wrap=True)
     if as_json:
-        cells = result.cells.replace(np.inf, np.nan).astype(object)
-        cells = cells.where(cells.notna(), None)
         print_json(
             {
                 "paths": [str(path) for path in paths],
-                "rows": cells.to_dict(orient="records"),
+                "rows": answers.records(with_findings(result, found)),
                 "ceilings": ceilings_line(result),
-                "result": verdict(result, best_cell(result)),
+                **answers.as_json(result, found, again),
             }
         )
         return
     print_grid(result)
-    stdout.print(ceilings_line(result), soft_wrap=True)
-    stdout.print(verdict(result, best_cell(result)), soft_wrap=True)
+    for line in (ceilings_line(result), *answers.lines(result, found, again)):
+        stdout.print(line, soft_wrap=True)
     for path in paths:
         stdout.print(f"wrote {path}", soft_wrap=True)

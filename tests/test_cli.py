@@ -87,6 +87,8 @@ def test_grid_eval_writes_its_tables_and_resumes(tmp_cwd: Path) -> None:
     assert "Infinity" not in printed  # it is no JSON; the teacher's PSNR to itself is infinite
     told = json.loads(printed)
     assert [row["role"] for row in told["rows"]] == first.role.tolist()
+    assert (told["best_set"]["cells"], told["baseline"]["steps"]) == ([], 1)  # of one prompt
+    assert "grid/comparisons.csv" in told["paths"]
     assert {p: p.stat().st_mtime_ns for p in Path("grid/images").iterdir()} == before
     timeless = [c for c in first.columns if c != "seconds_per_image"]
     pd.testing.assert_frame_equal(first[timeless], pd.read_csv("t.csv")[timeless])
@@ -119,6 +121,7 @@ def bad_files(folder: Path) -> None:
         (2, "combine --no-such-option"),
         (2, "grid-eval --l1 0:1:0"),
         (2, "grid-eval --steps 0"),
+        (2, "grid-eval --baseline 0.8,1,3"),
         (2, "grid-eval --prompts 0"),
         (2, "grid-eval --seeds 0"),
         (2, "grid-eval --part C"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,8 @@ EXAMPLES = """Examples:
   lcm-arith grid-eval noto lcm --l1 0:1.2:0.2 --l2 0.8,1.0 --steps 1,2,4,8 --prompts 48 --part A
 
   lcm-arith grid-eval none lcm --l2 0.6:1.2:0.2 --out base-grid --csv base.csv
+
+  lcm-arith grid-eval --noninferior prompt_score:0.02 --confirm 3
 """
 
 
@@ -41,12 +44,52 @@ def command(
         typer.Option(help="Captions that the vectors were trained on (A), or not (B)."),
     ] = options.PartName.all,
     seeds: Annotated[int, typer.Option(metavar="N", help="Seeds 0 to N−1 per prompt.")] = 2,
+    style_refs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Pictures of the style, for color_swd and texture_swd.",
+            show_default="the style's own drawings",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…", help="Compute only these (docs/metrics.md).", show_default="all"
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder; an earlier grid there is continued.")
     ] = Path("grid"),
     csv: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Table, one row a cell.", show_default="DIR/cells.csv"),
+    ] = None,
+    best_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC",
+            help="Metric that decides which cell is best.",
+            show_default="pair_distance, without true pictures prompt_score",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="L1,L2,STEPS",
+            help="Cell that the others are compared with.",
+            show_default="0.8,1,4 if the grid has it, else the best cell",
+        ),
+    ] = None,
+    noninferior: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC:DELTA", help="Fewest steps at most DELTA worse than the teacher."
+        ),
+    ] = None,
+    confirm: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Measure the K best cells again, on fresh seeds."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -55,23 +98,24 @@ def command(
     Lists are 0.4,0.8 or 0:1.2:0.2 (end included). The control of a cell spends the same UNet
     passes without acceleration, in the best of up to four ways.
     """
+    from lcm_arith.evaluation import answers
+    from lcm_arith.evaluation.asked import parse_asked
+    from lcm_arith.evaluation.findings import confirmed, find, with_findings
     from lcm_arith.evaluation.grid import load_vectors, run_grid
     from lcm_arith.evaluation.lists import parse_counts, parse_decimals
+    from lcm_arith.evaluation.metrics import METRICS, choose
     from lcm_arith.evaluation.plan import choose_prompts, make_grid
-    from lcm_arith.evaluation.report import (
-        best_cell,
-        ceilings_line,
-        check_csv_name,
-        notes,
-        verdict,
-        write_report,
-    )
+    from lcm_arith.evaluation.references import read_references
+    from lcm_arith.evaluation.report import ceilings_line, check_csv_name, notes, write_report
     from lcm_arith.families import embedded
     from lcm_arith.formats.container import refuse_existing
 
     names = options.pair(style, accel)
     lists = [parse_decimals(l1, "--l1"), parse_decimals(l2, "--l2")]
     counts, chosen = parse_counts(steps, "--steps"), choose_prompts(prompts, part.value)
+    measured = tuple(METRICS) if metrics is None else choose(metrics)
+    side = embedded().resolution
+    references = read_references(style_refs, (side, side)) if style_refs else None
     table = csv or out / "cells.csv"
     options.writable_folder(out)
     if table.is_dir() or table.parent != out:
@@ -82,26 +126,33 @@ def command(
         style=names[0], accel=names[1], style_set=style_set, l1=lists[0], l2=lists[1],
         steps=counts, prompts=chosen, seeds=seeds, family=embedded(),
     )  # fmt: skip
+    asked = parse_asked(
+        grid, best_by=best_by, baseline=baseline, noninferior=noninferior, confirm=confirm
+    )
     with progress() as bar:
-        result = run_grid(
-            grid, (vectors[0], vectors[1]), family=embedded(), folder=out, on_stage=Stages(bar)
-        )
-    paths = write_report(result, out, table)
+        draw = partial(
+            run_grid, vectors=(vectors[0], vectors[1]), family=embedded(), folder=out,
+            on_stage=Stages(bar), references=references,
+            chosen={*measured, *asked.metrics},
+        )  # fmt: skip
+        result = draw(grid)
+        found = find(result, asked)
+        again = confirmed(grid, found, asked.confirm, draw) if asked.confirm else None
+    paths = write_report(result, out, table, found, again)
     for note in notes(result):
         stderr.print(f"Note: {note}", soft_wrap=True)
     if as_json:
-        cells = result.cells.astype(object).where(result.cells.notna(), None)
         print_json(
             {
                 "paths": [str(path) for path in paths],
-                "rows": cells.to_dict(orient="records"),
+                "rows": answers.records(with_findings(result, found)),
                 "ceilings": ceilings_line(result),
-                "result": verdict(result, best_cell(result)),
+                **answers.as_json(result, found, again),
             }
         )
         return
     print_grid(result)
-    stdout.print(ceilings_line(result), soft_wrap=True)
-    stdout.print(verdict(result, best_cell(result)), soft_wrap=True)
+    for line in (ceilings_line(result), *answers.lines(result, found, again)):
+        stdout.print(line, soft_wrap=True)
     for path in paths:
         stdout.print(f"wrote {path}", soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,9 +16,12 @@ from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.evaluation.engine import Counters, Engine
-from lcm_arith.evaluation.metrics import PICTURE_METRICS, Yardstick, cell_means
+from lcm_arith.evaluation.metrics import METRICS, PICTURE_METRICS, Sample, measure, names
+from lcm_arith.evaluation.pixels import OK, defects
 from lcm_arith.evaluation.plan import Grid, Row
+from lcm_arith.evaluation.references import References, true_references
 from lcm_arith.evaluation.stats import Interval, paired
+from lcm_arith.evaluation.yardstick import Yardstick, cell_means
 from lcm_arith.families import Shipped, check_same_family
 from lcm_arith.fuse import check_compatible
 from lcm_arith.sampling import load_pipeline, too_long
@@ -30,12 +33,21 @@ CELL_COLUMNS: Final = (
     "n_prompts",
     "n_seeds",
     "n_images",
-    *PICTURE_METRICS,
-    "diversity",
+    *names(since=1),
     "nfe",
     "seconds_per_image",
+    *names(since=2),
+    "n_defects",
 )
-IMAGE_COLUMNS: Final = (*KEY_COLUMNS, "prompt", "seed", "path", "sha256", *PICTURE_METRICS)
+IMAGE_COLUMNS: Final = (
+    *KEY_COLUMNS,
+    "prompt",
+    "seed",
+    "path",
+    "sha256",
+    *PICTURE_METRICS,
+    "defect",
+)
 
 OnStage = Callable[[str, int, int, str], None]
 
@@ -105,6 +117,8 @@ def run_grid(
     folder: Path,
     on_stage: OnStage,
     fast: bool = False,
+    references: References | None = None,
+    chosen: Collection[str] = tuple(METRICS),
 ) -> Result:
     """Makes what is missing in ``folder``, measures everything, and returns the tables.
 
@@ -115,6 +129,8 @@ def run_grid(
         folder: Store of the pictures; an earlier one is continued.
         on_stage: Told about progress.
         fast: As in ``lcm_arith.sampling.sample``.
+        references: Of the style; None takes the drawings of the grid's target sets.
+        chosen: Metrics that are computed; the columns of others stay empty.
 
     Raises:
         IncompatibleError: If a vector does not fit the base model; nothing is made then.
@@ -125,7 +141,16 @@ def run_grid(
     yardstick = Yardstick(
         load_judge(), load_probe(), grid.target_sets, grid.style_set, grid.prompts
     )
-    return _measure(grid, engine, yardstick, too_long(pipeline.tokenizer, grid.prompts), on_stage)
+    return _measure(
+        grid,
+        engine,
+        _samples(
+            grid, engine, yardstick, references or true_references(grid.target_sets, grid.prompts)
+        ),
+        chosen,
+        too_long(pipeline.tokenizer, grid.prompts),
+        on_stage,
+    )
 
 
 def draw_grid(
@@ -166,21 +191,36 @@ def _base_digest(family: Shipped) -> str:
     return json.dumps(listed, sort_keys=True)
 
 
+def _samples(
+    grid: Grid, engine: Engine, yardstick: Yardstick, references: References | None
+) -> dict[Row, Sample]:
+    def of(row: Row, teacher: Sample | None) -> Sample:
+        return Sample(engine.pixels(row, grid), grid.prompts, yardstick, references, teacher)
+
+    teacher = of(grid.teacher, None)
+    return {row: teacher if row == grid.teacher else of(row, teacher) for row in grid.rows}
+
+
 def _measure(
-    grid: Grid, engine: Engine, yardstick: Yardstick, cut_prompts: list[str], on_stage: OnStage
+    grid: Grid,
+    engine: Engine,
+    samples: dict[Row, Sample],
+    chosen: Collection[str],
+    cut_prompts: list[str],
+    on_stage: OnStage,
 ) -> Result:
-    prompts = [prompt for prompt, _ in grid.items]
-    pixels = {row: engine.pixels(row, grid) for row in grid.rows}
-    _, teacher = yardstick.picture_metrics(pixels[grid.teacher], prompts)
-    metrics: dict[Row, dict[str, np.ndarray]] = {}
-    diversity: dict[Row, float] = {}
-    for done, row in enumerate(grid.rows, 1):
-        metrics[row], e = yardstick.picture_metrics(pixels[row], prompts, teacher)
-        per_prompt = e.reshape(len(grid.prompts), len(grid.seeds), -1)
-        diversity[row] = yardstick.diversity(per_prompt, grid.prompts)
-        on_stage("measure", done, len(grid.rows), "")
-    best = tuple(best_row(candidates, metrics) for candidates in grid.controls.values())
+    best = tuple(
+        best_row(candidates, {row: samples[row].judged for row in candidates})
+        for candidates in grid.controls.values()
+    )
     rows = (grid.base, grid.teacher, *best, *grid.cells)
+    metrics: dict[Row, dict[str, np.ndarray]] = {}
+    of_cell: dict[Row, dict[str, float]] = {}
+    faults: dict[Row, np.ndarray] = {}
+    for done, row in enumerate(rows, 1):
+        metrics[row], of_cell[row] = measure(samples[row], chosen)
+        faults[row] = defects(samples[row].pixels)
+        on_stage("measure", done, len(rows), "")
     cells = [
         {
             **_keys(grid, row),
@@ -188,21 +228,24 @@ def _measure(
             "n_seeds": len(grid.seeds),
             "n_images": len(grid.items),
             **cell_means(metrics[row]),
-            "diversity": diversity[row],
+            **of_cell[row],
             "nfe": row.nfe,
             "seconds_per_image": engine.seconds_per_image(row, grid),
+            "n_defects": int((faults[row] != OK).sum()),
         }
         for row in rows
     ]
-    images = [_image_lines(grid, row, engine, metrics[row]) for row in rows]
+    images = [
+        _image_lines(grid, row, engine, {**metrics[row], "defect": faults[row]}) for row in rows
+    ]
     return Result(
         grid,
         rows,
         pd.DataFrame(cells, columns=list(CELL_COLUMNS)),
         pd.concat(images, ignore_index=True),
-        {row: metrics[row] for row in rows},
-        {row: pixels[row] for row in rows},
-        yardstick.unknown_prompts,
+        metrics,
+        {row: samples[row].pixels for row in rows},
+        samples[grid.teacher].yardstick.unknown_prompts,
         cut_prompts,
         engine.counters,
     )
@@ -230,7 +273,7 @@ def _keys(grid: Grid, row: Row) -> dict[str, Any]:
 
 
 def _image_lines(
-    grid: Grid, row: Row, engine: Engine, metrics: dict[str, np.ndarray]
+    grid: Grid, row: Row, engine: Engine, columns: dict[str, np.ndarray]
 ) -> pd.DataFrame:
     paths = [engine.picture_path(row, item).relative_to(engine.folder) for item in grid.items]
     return pd.DataFrame(
@@ -240,7 +283,7 @@ def _image_lines(
             "seed": [seed for _, seed in grid.items],
             "path": [path.as_posix() for path in paths],
             "sha256": engine.sha256(row, grid),
-            **metrics,
+            **columns,
         },
         columns=list(IMAGE_COLUMNS),
     )

@@ -1,162 +1,263 @@
-"""Metrics of pictures: each a function of the judge's embeddings or of the pixels."""
+"""The metrics of a grid: one table, from which columns, directions and docs/metrics.md come."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
-from lcm_arith.embedded import pictures
-from lcm_arith.embedded.probe import Judge, Probe, pair_distance, sharpness
-
-VARIANTS: Final = 24
-"""True pictures of each drawing that a picture is compared with."""
-
-PICTURE_METRICS: Final = (
-    "prompt_score",
-    "retrieval_top1",
-    "style_accuracy",
-    "pair_distance",
-    "teacher_distance",
-    "sharp_ratio",
-)
-
-
-@dataclass(frozen=True, eq=False)
-class TruePictures:
-    """What is true of one caption in the target sets.
-
-    Args:
-        embeddings: The judge's, unit rows ``[sets · variants, d]``.
-        sharpness: Their mean sharpness.
-    """
-
-    embeddings: np.ndarray
-    sharpness: float
-
-    @cached_property
-    def diversity(self) -> float:
-        """Mean 1 − cosine over all pairs of two true pictures."""
-        return mean_pair_distance(self.embeddings)
-
-
-def mean_pair_distance(embeddings: np.ndarray) -> float:
-    """Mean 1 − cosine over the pairs of unit rows ``[n, d]``; NaN below two."""
-    count = len(embeddings)
-    if count < 2:
-        return float("nan")
-    total = (embeddings @ embeddings.T).sum() - np.trace(embeddings @ embeddings.T)
-    return float(1 - total / (count * (count - 1)))
+from lcm_arith.errors import UsageError
+from lcm_arith.evaluation import mmd, pixels
+from lcm_arith.evaluation.pixels import Pixels, Values
+from lcm_arith.evaluation.references import References
+from lcm_arith.evaluation.yardstick import Yardstick
 
 
 @dataclass(eq=False)
-class Yardstick:
-    """The judge, the probe and the true pictures that a grid is measured with.
+class Sample:
+    """Pictures of one row of a grid, and what they are measured against.
 
     Args:
-        judge: Embeds pictures and captions.
-        probe: Names a picture's set.
-        target_sets: Sets whose drawings count as true; empty leaves the paired metrics NaN.
-        style_set: Set that the probe must name; None leaves ``style_accuracy`` NaN.
-        prompts: Captions of the grid.
+        pixels: uint8 ``[captions · seeds, H, W, 3]``, caption by caption.
+        captions: Of the grid.
+        yardstick: Judge, probe and true pictures.
+        references: Of the style; None leaves the metrics that need them NaN.
+        teacher: The same prompts and seeds by the teacher; None measures the teacher itself.
     """
 
-    judge: Judge
-    probe: Probe
-    target_sets: Sequence[str]
-    style_set: str | None
-    prompts: Sequence[str]
+    pixels: Pixels
+    captions: tuple[str, ...]
+    yardstick: Yardstick
+    references: References | None = None
+    teacher: Sample | None = None
 
-    def __post_init__(self) -> None:
-        known = [concept.caption for concept in pictures.concepts()]
-        self._captions = list(dict.fromkeys([*known, *self.prompts]))
-        self._shipped = len(known)
-        self._caption_embeddings = self.judge.embed_captions(self._captions)
-        self._true = {p: t for p in self.prompts if (t := self._true_pictures(p)) is not None}
-
-    def _true_pictures(self, prompt: str) -> TruePictures | None:
-        concept = pictures.by_caption().get(prompt)
-        if concept is None or not self.target_sets:
-            return None
-        drawn = [pictures.variants(name, concept, VARIANTS) for name in self.target_sets]
-        pixels = np.concatenate(drawn)
-        return TruePictures(self.judge.embed_pictures(pixels), float(sharpness(pixels).mean()))
+    @cached_property
+    def prompts(self) -> list[str]:
+        """Caption of each picture."""
+        seeds = len(self.pixels) // len(self.captions)
+        return [caption for caption in self.captions for _ in range(seeds)]
 
     @property
-    def unknown_prompts(self) -> list[str]:
-        """Prompts without a true picture: no shipped caption."""
-        return [prompt for prompt in self.prompts if prompt not in self._true]
+    def other(self) -> Sample:
+        """What counts as the teacher."""
+        return self.teacher or self
 
-    def picture_metrics(
-        self, pixels: np.ndarray, prompts: Sequence[str], teacher: np.ndarray | None = None
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Metrics of each picture and the judge's embeddings.
+    @cached_property
+    def embeddings(self) -> np.ndarray:
+        """The judge's, unit rows ``[n, d]``."""
+        return self.yardstick.judge.embed_pictures(self.pixels)
 
-        Args:
-            pixels: uint8 ``[n, H, W, 3]``.
-            prompts: One per picture.
-            teacher: Embeddings of the teacher's pictures of equal prompt and seed, ``[n, d]``;
-                None measures the teacher itself.
+    @cached_property
+    def judged(self) -> dict[str, np.ndarray]:
+        """Metrics of the yardstick."""
+        return self.yardstick.metrics_of(
+            self.pixels, self.embeddings, self.prompts, self.other.embeddings
+        )
 
-        Returns:
-            Metric → ``[n]``, NaN where it is not defined, and embeddings ``[n, d]``.
-        """
-        e = self.judge.embed_pictures(pixels)
-        own = np.array([self._captions.index(prompt) for prompt in prompts])
-        cosines = e @ self._caption_embeddings.T  # [n, captions]
-        score = cosines[np.arange(len(e)), own]
-        rivals = cosines[:, : self._shipped].max(axis=1)
-        truths = [self._true.get(prompt) for prompt in prompts]
-        metrics = {
-            "prompt_score": score,
-            "retrieval_top1": (score >= rivals).astype(float),
-            "style_accuracy": self._style_named(e),
-            "pair_distance": np.array(
-                [
-                    max(pair_distance(row[None], t.embeddings)[0], 0) if t else np.nan
-                    for t, row in zip(truths, e, strict=True)
-                ]
-            ),
-            "teacher_distance": _distance(e, e if teacher is None else teacher),
-            "sharp_ratio": sharpness(pixels)
-            / np.array([t.sharpness if t else np.nan for t in truths]),
-        }
-        return metrics, e
+    @cached_property
+    def lightness(self) -> Values:
+        """L*, ``[n, H, W]``."""
+        return pixels.lightness(self.pixels)
 
-    def _style_named(self, embeddings: np.ndarray) -> np.ndarray:
-        if self.style_set is None:
-            return np.full(len(embeddings), np.nan)
-        named = self.probe.predict(embeddings)
-        return np.array([float(name == self.style_set) for name in named])
+    @property
+    def diversity(self) -> float:
+        """Of the seeds of a caption, over that of its true pictures."""
+        rows = self.embeddings.reshape(len(self.captions), -1, self.embeddings.shape[1])
+        return self.yardstick.diversity(rows, self.captions)
 
-    def diversity(self, embeddings: np.ndarray, prompts: Sequence[str]) -> float:
-        """Mean 1 − cosine between seeds of one caption over that of the true pictures.
-
-        Args:
-            embeddings: ``[captions, seeds, d]``.
-            prompts: The captions.
-
-        Returns:
-            Ratio of the two means over the captions with true pictures; NaN with one seed.
-        """
-        known = [(p, rows) for p, rows in zip(prompts, embeddings, strict=True) if p in self._true]
-        if embeddings.shape[1] < 2 or not known:
+    def against_references(self, distance: Callable[[References, Pixels], float]) -> float:
+        """A distance of all pictures whose captions the references show; NaN without any."""
+        if self.references is None:
             return float("nan")
-        ours = np.mean([mean_pair_distance(rows) for _, rows in known])
-        return float(ours / np.mean([self._true[p].diversity for p, _ in known]))
+        shown = self.references.captions
+        use = [shown is None or prompt in shown for prompt in self.prompts]
+        return distance(self.references, self.pixels[use]) if any(use) else float("nan")
 
 
-def _distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """1 − cosine of unit rows, ``[n]``; float32 rounding does not make it negative."""
-    return np.asarray(np.maximum(1 - (first * second).sum(axis=1), 0))
+Better = Literal["high", "low", "one", "zero", "teacher"]
+"""Which values are better; ``teacher``: those near the teacher's own."""
 
 
-def cell_means(metrics: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Mean of each metric over its defined values; NaN where there is none."""
-    return {
-        name: float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-        for name, values in metrics.items()
-    }
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A column of the tables.
+
+    Args:
+        name: Of the column.
+        function: Its values, ``[n]``, or one number where ``per`` is cell.
+        per: picture (``images.csv``, and the mean in ``cells.csv``) or cell.
+        needs: What a picture is compared with.
+        better: Which values are better.
+        tier: 0 without weights, 1 with the judge.
+        meaning: Its definition, and where it is empty.
+        source: Where it is from.
+        since: Version of the CSV's columns that brought it; newer columns stand behind.
+    """
+
+    name: str
+    function: Callable[[Sample], Any]
+    per: Literal["picture", "cell"]
+    needs: Literal["nothing", "caption", "truth", "teacher", "references"]
+    better: Better
+    tier: Literal[0, 1]
+    meaning: str
+    source: str = ""
+    since: int = 2
+
+
+def _judged(name: str, *, tier: Literal[0, 1] = 1, **said: Any) -> Metric:
+    return Metric(name, lambda s: s.judged[name], "picture", tier=tier, since=1, **said)
+
+
+_ROWS: Final = (
+    _judged(
+        "prompt_score", needs="caption", better="high",
+        meaning="cosine of a picture and its caption",
+    ),
+    _judged(
+        "retrieval_top1", needs="caption", better="high",
+        meaning="share of pictures whose own caption has the highest cosine among all shipped "
+        "captions",
+    ),
+    _judged(
+        "style_accuracy", needs="truth", better="high",
+        meaning="share of pictures whose set a probe names right: multinomial logistic "
+        "regression (Gaussian kernel) on the judge's picture embedding, fitted to every shipped "
+        "set passed through the VAE; empty without a style",
+    ),
+    _judged(
+        "pair_distance", needs="truth", better="low",
+        meaning="1 − cosine to the nearest true picture of that caption in that style",
+    ),
+    _judged(
+        "teacher_distance", needs="teacher", better="low",
+        meaning="1 − cosine to the teacher's picture",
+    ),
+    _judged(
+        "sharp_ratio", needs="truth", better="one", tier=0,
+        meaning="mean squared difference of neighbouring pixels, over the mean of the true "
+        "pictures",
+    ),
+    Metric(
+        "diversity", lambda s: s.diversity, "cell", "truth", "one", 1,
+        "mean 1 − cosine between seeds of one caption, over the same among the true pictures "
+        "(ratio of the two means); empty with one seed",
+        since=1,
+    ),
+    Metric(
+        "ssim", lambda s: pixels.ssim(s.pixels, s.other.pixels), "picture", "teacher", "high", 0,
+        "structural similarity to the teacher's picture, −1 to 1, mean of the three channels: "
+        "Gaussian window of 11 px, σ 1.5 px, wholly inside the picture, K₁ 0.01, K₂ 0.03; empty "
+        "below 11 px",
+        "Wang and others 2004",
+    ),
+    Metric(
+        "psnr", lambda s: pixels.psnr(s.pixels, s.other.pixels), "picture", "teacher", "high", 0,
+        "10 log₁₀(255² / mean squared difference from the teacher's picture), dB; `inf` where "
+        "both are equal, as of the teacher itself (`null` in JSON)",
+    ),
+    Metric(
+        "luma_shift", lambda s: pixels.luma_shift(s.lightness, s.other.lightness), "picture",
+        "teacher", "zero", 0,
+        "mean L* (CIE 1976, D65) minus that of the teacher's picture, −100 to 100; above 0 is "
+        "lighter",
+        "CIE 15:2004",
+    ),
+    Metric(
+        "contrast_ratio", lambda s: pixels.contrast_ratio(s.lightness, s.other.lightness),
+        "picture", "teacher", "one", 0,
+        "standard deviation of L* over that of the teacher's picture; empty where that is of one "
+        "lightness",
+        "Peli 1990 (RMS contrast)",
+    ),
+    Metric(
+        "clip_frac", lambda s: pixels.clip_frac(s.pixels), "picture", "nothing", "teacher", 0,
+        "share of pixels of which a channel is 0 or 255; drawings on white have many",
+    ),
+    Metric(
+        "color_swd", lambda s: s.against_references(References.colour_distance), "cell",
+        "references", "low", 0,
+        "sliced Wasserstein-1 between the pixels of all pictures and those of the references, in "
+        "L*a*b*: mean over 64 fixed directions, positions rounded to 0.25; a shift of all "
+        "colours by d is about d / 2",
+        "Bonneel and others 2015",
+    ),
+    Metric(
+        "texture_swd", lambda s: s.against_references(References.texture_distance), "cell",
+        "references", "low", 0,
+        "sliced Wasserstein-1 between patches of 7 × 7 px, 128 a picture at fixed places of each "
+        "level of a Laplacian pyramid down to 16 px, mean over 64 fixed directions and the "
+        "levels, in standard deviations of the references' patches; empty below 7 px",
+        "Karras and others 2018, with the references' spread for both sets, so that blur counts",
+    ),
+    Metric(
+        "cmmd_u", lambda s: mmd.cmmd_u(s.embeddings, s.other.embeddings), "cell",
+        "teacher", "low", 1,
+        "1000 × unbiased MMD² to the teacher's pictures on the judge's embeddings, Gaussian "
+        "kernel of σ 10; about 0 (below it by chance) for equal distributions; empty under 32 "
+        "pictures",
+        "Jayasumana and others 2024; Gretton and others 2012, eq. 4",
+    ),
+)  # fmt: skip
+METRICS: Final = {row.name: row for row in _ROWS}
+
+
+def names(*, per: str | None = None, since: int | None = None) -> tuple[str, ...]:
+    """Metrics of a kind and of a version of the columns, in the order of the table."""
+    return tuple(row.name for row in _ROWS if per in (None, row.per) and since in (None, row.since))
+
+
+PICTURE_METRICS: Final = names(per="picture")
+BETTER: Final = {row.name: row.better for row in _ROWS}
+NEEDED: Final = ("prompt_score", "pair_distance")
+"""Measured whatever was chosen: the best control is found by them."""
+
+
+def measure(
+    sample: Sample, chosen: Collection[str] = tuple(METRICS)
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Metrics of each picture, ``[n]``, and those of the whole cell; NaN if not chosen."""
+    empty = np.full(len(sample.pixels), np.nan)
+    of_pictures, of_cell = {}, {}
+    for metric in _ROWS:
+        asked = metric.name in chosen or metric.name in NEEDED
+        if metric.per == "picture":
+            of_pictures[metric.name] = metric.function(sample) if asked else empty
+        else:
+            of_cell[metric.name] = float(metric.function(sample)) if asked else float("nan")
+    return of_pictures, of_cell
+
+
+REFUSED: Final = {
+    "fid": "on fewer than 2,048 pictures a cell FID's covariance of 2,048 features has not full "
+    "rank and its value is far too high; and its Inception network is not shipped",
+    "kid": "its Inception network is not shipped",
+    "lpips": "its network is not shipped",
+}
+_INSTEAD: Final = {"fid": "cmmd_u", "kid": "cmmd_u", "lpips": "teacher_distance"}
+
+
+def choose(text: str) -> tuple[str, ...]:
+    """Metrics that a comma-separated list names, in the order of the table.
+
+    Raises:
+        UsageError: If a name is unknown, or that of a metric that is refused.
+    """
+    asked = [name.strip() for name in text.split(",")]
+    for name in asked:
+        if name.lower() in REFUSED:
+            raise UsageError(
+                f"--metrics {name}: {REFUSED[name.lower()]}",
+                hint=f"take {_INSTEAD[name.lower()]} instead",
+            )
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, 3)
+            raise UsageError(
+                f"--metrics {name!r}: no such metric",
+                hint=f"did you mean {', '.join(near)}?" if near else f"one of {', '.join(METRICS)}",
+            )
+    return tuple(name for name in METRICS if name in asked)

@@ -12,40 +12,64 @@ import pandas as pd
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import UsageError
-from lcm_arith.evaluation.grid import Result, best_row
-from lcm_arith.evaluation.metrics import PICTURE_METRICS
+from lcm_arith.evaluation.best import TARGETS
+from lcm_arith.evaluation.findings import Findings, find, with_findings
+from lcm_arith.evaluation.grid import Result
+from lcm_arith.evaluation.metrics import BETTER, METRICS
 from lcm_arith.evaluation.plan import Row
 from lcm_arith.evaluation.sheets import contact_sheet
+from lcm_arith.evaluation.stats import FEWEST, ROUGH
 from lcm_arith.formats.container import write_bytes
 from lcm_arith.text import csv_cell
 
-BETTER_HIGH: Final = {"prompt_score", "retrieval_top1", "style_accuracy"}
-BEST_AT_ONE: Final = {"sharp_ratio", "diversity"}
 _SHEET_COLUMNS: Final = 10
 _FOLDERS: Final = ("images", "chunks")
+_TABLES: Final = ("images.csv", "comparisons.csv", "confirmed.csv")
 
 
-def write_report(result: Result, folder: Path, csv: Path) -> list[Path]:
-    """Writes every table and picture of a measured grid; returns their paths, the CSV first."""
-    images, sheet = folder / "images.csv", folder / "sheet.png"
-    write_bytes(csv, csv_bytes(result.cells), force=True)
+def write_report(
+    result: Result,
+    folder: Path,
+    csv: Path,
+    found: Findings | None = None,
+    again: tuple[Result, Findings] | None = None,
+) -> list[Path]:
+    """Writes every table and picture of a measured grid; returns their paths, the CSV first.
+
+    Args:
+        result: The grid.
+        folder: Where all but the CSV goes.
+        csv: The table of the cells.
+        found: Its statistics; None asks the usual ones.
+        again: The confirmation of its best cells, if there was one.
+    """
+    found = found or find(result)
+    images, comparisons = folder / "images.csv", folder / "comparisons.csv"
+    sheet = folder / "sheet.png"
+    write_bytes(csv, csv_bytes(with_findings(result, found)), force=True)
     write_bytes(images, csv_bytes(result.images), force=True)
+    write_bytes(comparisons, csv_bytes(found.comparisons), force=True)
     write_bytes(sheet, png_bytes(grid_sheet(result)), force=True)
+    confirmed = folder / "confirmed.csv"
+    if again:
+        write_bytes(confirmed, csv_bytes(with_findings(*again)), force=True)
+    else:
+        confirmed.unlink(missing_ok=True)
     heatmaps = []
-    for metric in (*PICTURE_METRICS, "diversity"):
+    for metric in METRICS:
         path = folder / f"heatmap_{metric}.png"
-        if result.cells[metric].notna().any():
+        if np.isfinite(_of_cells(result, metric)).any():
             write_bytes(path, heatmap(result, metric), force=True)
             heatmaps.append(path)
         else:
             path.unlink(missing_ok=True)
-    return [csv, images, sheet, *heatmaps]
+    return [csv, images, comparisons, *([confirmed] if again else []), sheet, *heatmaps]
 
 
 def check_csv_name(csv: Path, folder: Path) -> None:
     """Raises UsageError where the CSV would take the place of another file of the report."""
     inside = csv.resolve().parent == folder.resolve()
-    if inside and (csv.name == "images.csv" or csv.suffix == ".png" or csv.name in _FOLDERS):
+    if inside and (csv.name in _TABLES or csv.suffix == ".png" or csv.name in _FOLDERS):
         raise UsageError(f"--csv {csv}: the report puts another file there", hint="choose another")
 
 
@@ -83,7 +107,7 @@ def heatmap(result: Result, metric: str) -> bytes:
     l1, l2 = sorted({r.l1 for r in cells}), sorted({r.l2 for r in cells})
     steps = sorted({r.steps for r in cells})
     values = dict(zip(result.rows, result.cells[metric].astype(float), strict=True))
-    colours, low, high = _scale(metric, [values[row] for row in cells])
+    colours, low, high = _scale(metric, _of_cells(result, metric))
     figure = Figure(figsize=(1.2 + len(steps) * (1.2 + 0.75 * len(l2)), 2.2 + 0.5 * len(l1)))
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(steps), squeeze=False)[0]
@@ -121,12 +145,18 @@ def heatmap(result: Result, metric: str) -> bytes:
     return buffer.getvalue()
 
 
-def _scale(metric: str, values: list[float]) -> tuple[str, float, float]:
-    """Colour map and its ends: bright is better; around 1 where 1 is best."""
-    if metric in BEST_AT_ONE:
-        reach = max(abs(value - 1) for value in values)
-        return "PuOr", 1 - reach, 1 + reach
-    return "viridis" if metric in BETTER_HIGH else "viridis_r", min(values), max(values)
+def _of_cells(result: Result, metric: str) -> np.ndarray:
+    return np.asarray(result.cells[metric][result.cells.role == "cell"].astype(float))
+
+
+def _scale(metric: str, values: np.ndarray) -> tuple[str, float, float]:
+    """Colour map and its ends: bright is better; around the best value where there is one."""
+    finite, better = values[np.isfinite(values)], BETTER[metric]
+    if better in TARGETS:
+        best = TARGETS[better]
+        reach = np.abs(finite - best).max()
+        return "PuOr", best - reach, best + reach
+    return "viridis_r" if better == "low" else "viridis", finite.min(), finite.max()
 
 
 def ceilings_line(result: Result) -> str:
@@ -169,6 +199,11 @@ def notes(result: Result) -> list[str]:
         found.append(f"no true pictures of {', '.join(map(repr, result.unknown_prompts))}")
     if result.cut_prompts:
         found.append(f"too long, their ends are not read: {', '.join(result.cut_prompts)}")
+    count = len(grid.prompts)
+    if count < FEWEST:
+        found.append(f"{count} prompts: below {FEWEST} there are no intervals and no best set")
+    elif count < ROUGH:
+        found.append(f"{count} prompts: below {ROUGH} intervals and the best set are rough")
     return found
 
 
@@ -190,9 +225,3 @@ def verdict(result: Result, row: Row) -> str:
         f"distance {cell:.3f} against "
         f"{control:.3f}, difference {gap}{sure}"
     )
-
-
-def best_cell(result: Result) -> Row:
-    """The cell with the smallest mean pair_distance; the largest prompt_score without truth."""
-    cells = [row for row in result.rows if row.role == "cell"]
-    return best_row(cells, {row: result.metrics[row] for row in cells})

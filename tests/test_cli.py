@@ -71,13 +71,24 @@ def test_an_unknown_prompt_is_drawn_with_a_note_of_the_nearest(tmp_cwd: Path) ->
 
 
 def test_grid_eval_writes_its_tables_and_resumes(tmp_cwd: Path) -> None:
-    run("grid-eval", *FAST, "--csv", "t.csv")
+    asked = (*FAST, "--csv", "t.csv", "--metrics", "psnr,color_swd", "--style-refs", "refs")
+    Path("refs").mkdir()
+    Image.new("RGB", (9, 9)).save("refs/mine.png")
+    run("grid-eval", *asked)
     first = pd.read_csv("t.csv")
+    assert first.psnr.tolist()[1] == float("inf")
+    assert first.psnr.notna().all()
+    assert (first.color_swd > 20).all()  # far from black
+    assert first.ssim.isna().all()
     assert first.role.tolist() == ["base", "teacher", "control", "cell"]
     assert {"images.csv", "sheet.png"} <= {path.name for path in Path("grid").iterdir()}
     before = {p: p.stat().st_mtime_ns for p in Path("grid/images").iterdir()}
-    told = json.loads(run("grid-eval", *FAST, "--csv", "t.csv", "--json").stdout)
+    printed = run("grid-eval", *asked, "--json").stdout
+    assert "Infinity" not in printed  # it is no JSON; the teacher's PSNR to itself is infinite
+    told = json.loads(printed)
     assert [row["role"] for row in told["rows"]] == first.role.tolist()
+    assert (told["best_set"]["cells"], told["baseline"]["steps"]) == ([], 1)  # of one prompt
+    assert "grid/comparisons.csv" in told["paths"]
     assert {p: p.stat().st_mtime_ns for p in Path("grid/images").iterdir()} == before
     timeless = [c for c in first.columns if c != "seconds_per_image"]
     pd.testing.assert_frame_equal(first[timeless], pd.read_csv("t.csv")[timeless])
@@ -110,6 +121,7 @@ def bad_files(folder: Path) -> None:
         (2, "combine --no-such-option"),
         (2, "grid-eval --l1 0:1:0"),
         (2, "grid-eval --steps 0"),
+        (2, "grid-eval --baseline 0.8,1,3"),
         (2, "grid-eval --prompts 0"),
         (2, "grid-eval --seeds 0"),
         (2, "grid-eval --part C"),

@@ -225,8 +225,11 @@ def sharpness(pictures: Pixels) -> NDArray[np.float64]:
     """Mean squared difference of neighbouring pixels, levels in 0..1; float64 ``[n]``.
 
     Right and lower neighbours count alike. ``sharp_ratio`` is a picture's sharpness over the mean
-    sharpness of its true variants: fog is far below 1, noise and over-guidance above.
+    sharpness of its true variants: fog is far below 1, noise and over-guidance above. NaN where a
+    side is 1 px.
     """
+    if min(pictures.shape[1:3]) < 2:
+        return np.full(len(pictures), np.nan)
     levels = pictures.astype(np.float64) / 255.0  # [n, h, w, 3]
     across = np.square(np.diff(levels, axis=2)).mean(axis=(1, 2, 3))
     down = np.square(np.diff(levels, axis=1)).mean(axis=(1, 2, 3))

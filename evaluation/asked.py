@@ -1,0 +1,124 @@
+"""What is asked of a grid beside its table: baseline, margin, confirmation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from lcm_arith.errors import UsageError
+from lcm_arith.evaluation.best import TARGETS
+from lcm_arith.evaluation.lists import parse_counts, parse_one
+from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS
+from lcm_arith.evaluation.plan import Grid, Row
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How much worse than the teacher a cell may be, by which metric."""
+
+    metric: str
+    delta: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the statistics of a grid answer.
+
+    Args:
+        metric: Decides which cell is best; None takes ``pair_distance``, or ``prompt_score`` where
+            some cell has no true pictures.
+        baseline: Cell to compare with; None takes the paper's, else the best one.
+        margin: Asks for the fewest steps that are not inferior to the teacher.
+        confirm: Best cells to measure again.
+    """
+
+    metric: str | None = None
+    baseline: Row | None = None
+    margin: Margin | None = None
+    confirm: int = 0
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics that the answers are made of, but for the usual one."""
+        named = (self.metric, self.margin.metric if self.margin else None)
+        return tuple(name for name in named if name)
+
+
+def parse_asked(
+    grid: Grid,
+    *,
+    best_by: str | None,
+    baseline: str | None,
+    noninferior: str | None,
+    confirm: int | None,
+) -> Asked:
+    """The options of these names, None where not given; checked before anything is drawn.
+
+    Raises:
+        UsageError: If a metric, cell or number is none that the grid has.
+    """
+    if confirm is not None and not 1 <= confirm <= len(grid.cells):
+        raise UsageError(f"--confirm {confirm}: the grid has 1 to {len(grid.cells)} cells")
+    return Asked(
+        metric=_metric(best_by, "--best-by") if best_by is not None else None,
+        baseline=_cell(baseline, grid) if baseline is not None else None,
+        margin=_margin(noninferior) if noninferior is not None else None,
+        confirm=confirm or 0,
+    )
+
+
+def cell_at(grid: Grid, l1: Decimal, l2: Decimal, steps: int) -> Row | None:
+    """The cell of these weights and steps, if the grid has it."""
+    wanted = (l1, l2, steps)
+    return next((row for row in grid.cells if (row.l1, row.l2, row.steps) == wanted), None)
+
+
+def confirmation(grid: Grid, rows: tuple[Row, ...]) -> Grid:
+    """The same grid of these cells alone, on as many seeds, which it has not seen."""
+    first = max(grid.seeds) + 1
+    passes = {row.nfe for row in rows}
+    return replace(
+        grid,
+        cells=tuple(row for row in grid.cells if row in rows),
+        seeds=tuple(range(first, first + len(grid.seeds))),
+        controls={n: ways for n, ways in grid.controls.items() if n in passes},
+    )
+
+
+def _cell(text: str, grid: Grid) -> Row:
+    parts = text.split(",")
+    if len(parts) != 3:
+        raise UsageError(f"--baseline {text!r}: not L1,L2,STEPS", hint="such as 0.8,1.0,4")
+    l1, l2 = (parse_one(part, "--baseline") for part in parts[:2])
+    row = cell_at(grid, l1, l2, parse_counts(parts[2], "--baseline")[0])
+    if row is None:
+        first = grid.cells[0]
+        raise UsageError(
+            f"--baseline {text!r}: the grid has no such cell",
+            hint=f"its first one is {first.l1},{first.l2},{first.steps}",
+        )
+    return row
+
+
+def _metric(text: str, what: str) -> str:
+    if text not in PICTURE_METRICS:
+        raise UsageError(
+            f"{what} {text!r}: no metric of single pictures", hint=", ".join(PICTURE_METRICS)
+        )
+    if BETTER[text] == "teacher":
+        raise UsageError(f"{what}: {text} has no best value of its own")
+    return text
+
+
+def _margin(text: str) -> Margin:
+    name, _, delta = text.partition(":")
+    what = f"--noninferior {text!r}"
+    better = BETTER[_metric(name, what)]
+    if better in TARGETS:
+        raise UsageError(
+            f"{what}: {name} is best at {TARGETS[better]:g}, so that no difference is a loss"
+        )
+    value = parse_one(delta, what)
+    if value < 0:
+        raise UsageError(f"{what}: DELTA is at least 0")
+    return Margin(name, float(value))

@@ -1,0 +1,160 @@
+"""What a measured grid says: intervals, comparisons, the best set, the fewest steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from lcm_arith.evaluation.asked import Asked, Margin, cell_at, confirmation
+from lcm_arith.evaluation.best import best_set, lower_bounds, score
+from lcm_arith.evaluation.comparisons import compare
+from lcm_arith.evaluation.grid import KEY_COLUMNS, Result
+from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS
+from lcm_arith.evaluation.plan import Grid, Row
+from lcm_arith.evaluation.stats import intervals, per_prompt
+
+PAPER: Final = (Decimal("0.8"), Decimal(1), 4)  # eq. 3's λ1 and λ2, and LCM-LoRA's usual steps
+COMPARISON_COLUMNS: Final = (
+    *KEY_COLUMNS, "baseline_l1", "baseline_l2", "baseline_steps", "metric",
+    "diff", "lo", "hi", "p_perm", "p_holm", "p_better", "n_prompts",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """The statistics of a measured grid.
+
+    Args:
+        metric: What decides which cell is best.
+        columns: Appended to the grid's table: ``m_lo`` and ``m_hi`` of each metric m, ``p_best``,
+            ``in_best_set``; one line per row.
+        comparisons: Every other cell against the baseline, :data:`COMPARISON_COLUMNS`.
+        baseline: That cell.
+        chosen: No baseline was named, and the best cell by these pictures took its place.
+        best: Cells of the best set → probability of being best, falling; empty if there are too
+            few prompts.
+        ranked: All cells, the likeliest best first; by their means where there is no probability.
+        margin: What was asked of the teacher, if anything.
+        fewest: The cell of fewest steps that is proven to keep that margin, and how much better
+            than the teacher it is at least; None if there is none.
+    """
+
+    metric: str
+    columns: pd.DataFrame
+    comparisons: pd.DataFrame
+    baseline: Row
+    chosen: bool
+    best: dict[Row, float]
+    ranked: tuple[Row, ...]
+    margin: Margin | None
+    fewest: tuple[Row, float] | None
+
+
+def find(result: Result, asked: Asked | None = None) -> Findings:
+    """The statistics of a measured grid."""
+    asked = asked or Asked()
+    cells = [row for row in result.rows if row.role == "cell"]
+    metric = asked.metric or _default_metric(result, cells)
+    found = best_set(_values(result, cells, metric), BETTER[metric])
+    merit = score(_means(result, cells, metric), BETTER[metric])
+    ranked = tuple(cells[n] for n in np.lexsort((-merit, -found.p)))  # NaN comes last
+    best = {cells[n]: float(found.p[n]) for n in found.members}
+    named = asked.baseline or cell_at(result.grid, *PAPER)
+    against = named or ranked[0]
+    return Findings(
+        metric=metric,
+        columns=_columns(result, dict(zip(cells, found.p, strict=True)), best),
+        comparisons=_comparisons(result, cells, against, chosen=named is None),
+        baseline=against,
+        chosen=named is None,
+        best=best,
+        ranked=ranked,
+        margin=asked.margin,
+        fewest=_fewest(result, cells, asked.margin) if asked.margin else None,
+    )
+
+
+def confirmed(
+    grid: Grid, found: Findings, count: int, draw: Callable[[Grid], Result]
+) -> tuple[Result, Findings]:
+    """The ``count`` best cells on seeds that did not choose them, by ``draw``."""
+    again = draw(confirmation(grid, found.ranked[:count]))
+    return again, find(again, Asked(metric=found.metric))
+
+
+def with_findings(result: Result, found: Findings) -> pd.DataFrame:
+    """The grid's table and its statistics, as in the CSV."""
+    return pd.concat([result.cells, found.columns], axis=1)
+
+
+def _values(result: Result, rows: Sequence[Row], metric: str) -> np.ndarray:
+    return np.stack([result.metric(row, metric) for row in rows])  # [rows, prompts, seeds]
+
+
+def _means(result: Result, rows: list[Row], metric: str) -> np.ndarray:
+    return per_prompt(per_prompt(_values(result, rows, metric)))
+
+
+def _default_metric(result: Result, cells: list[Row]) -> str:
+    measured = np.isfinite(_means(result, cells, "pair_distance")).all()
+    return "pair_distance" if measured else "prompt_score"
+
+
+def _fewest(result: Result, cells: list[Row], margin: Margin) -> tuple[Row, float] | None:
+    values = _values(result, cells, margin.metric)
+    teacher = result.metric(result.grid.teacher, margin.metric)
+    bounds = lower_bounds(values, teacher, BETTER[margin.metric])
+    kept = [
+        (row, float(bound))
+        for row, bound in zip(cells, bounds, strict=True)
+        if bound > -margin.delta
+    ]
+    return min(kept, key=lambda pair: (pair[0].steps, -pair[1]), default=None)
+
+
+def _columns(result: Result, p_best: dict[Row, float], best: dict[Row, float]) -> pd.DataFrame:
+    columns: dict[str, Any] = {}
+    for metric in PICTURE_METRICS:
+        found = intervals(per_prompt(_values(result, result.rows, metric)).T)
+        columns[f"{metric}_lo"], columns[f"{metric}_hi"] = found[:, 1], found[:, 2]
+    columns["p_best"] = [p_best.get(row, np.nan) for row in result.rows]
+    columns["in_best_set"] = pd.Series(
+        [row in best if best and row in p_best else None for row in result.rows],
+        dtype=object,
+    )
+    return pd.DataFrame(columns)
+
+
+def _comparisons(result: Result, cells: list[Row], baseline: Row, *, chosen: bool) -> pd.DataFrame:
+    keys = dict(zip(result.rows, result.cells[list(KEY_COLUMNS)].to_dict("records"), strict=True))
+    others = [row for row in cells if row != baseline]
+    against = {f"baseline_{key}": keys[baseline][key] for key in ("l1", "l2", "steps")}
+    lines = [
+        {
+            **keys[row],
+            **against,
+            "metric": metric,
+            "diff": one.diff.mean,
+            "lo": one.diff.low,
+            "hi": one.diff.high,
+            "p_perm": one.p,
+            "p_holm": one.p_holm,
+            "p_better": one.p_better,
+            "n_prompts": one.prompts,
+        }
+        for metric in (PICTURE_METRICS if others else ())
+        for row, one in zip(
+            others,
+            compare(
+                _values(result, others, metric), result.metric(baseline, metric),
+                BETTER[metric], chosen=chosen,
+            ),
+            strict=True,
+        )
+    ]  # fmt: skip
+    return pd.DataFrame(lines, columns=list(COMPARISON_COLUMNS))

@@ -6,7 +6,7 @@ distance to 50 guided DDIM steps, for the teacher and the student at 4 steps, fr
 
     python benchmarks/lcd_mixture.py
 
-About two CPU minutes on one core. Writes ``benchmarks/results/lcd_mixture.md``.
+About four CPU minutes on one core. Writes ``benchmarks/results/lcd_mixture.md``.
 """
 
 from __future__ import annotations

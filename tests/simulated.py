@@ -28,7 +28,7 @@ def pictures(seed: int, columns: int, *, heavy: bool = False) -> np.ndarray:
         drawn = rng.standard_t(3, size=shape) / np.sqrt(3) if heavy else rng.normal(size=shape)
         return np.asarray(drawn * np.sqrt(0.5))
 
-    return noise(columns, PROMPTS, 1) + noise(columns, PROMPTS, SEEDS)
+    return np.asarray(noise(columns, PROMPTS, 1) + noise(columns, PROMPTS, SEEDS))
 
 
 def misses(ends: np.ndarray, truth: float = 0.0) -> tuple[float, float]:

@@ -132,6 +132,7 @@ def command(
 ) -> None:
     """Distil an acceleration vector: Latent Consistency Distillation (Algorithm 1) as a LoRA."""
     from lcm_arith.errors import UsageError
+    from lcm_arith.training.request import main_process
 
     variant: dict[str, Any] = {
         "mode": mode.value,
@@ -152,7 +153,7 @@ def command(
             "--name: the registry keeps vectors, and mode full writes a model",
             hint="give a folder with -o",
         )
-    if mode is Mode.lcf and not anchor:
+    if mode is Mode.lcf and not anchor and main_process():
         stderr.print(
             "Note: lcf learns the data as it is, without guidance; a long training takes away what "
             "was distilled of it. Keep it short, or give --anchor."
@@ -165,7 +166,14 @@ def command(
             request, stages, variant=variant, accel=accel, freeze_accel=freeze_accel
         )
 
-    make(shared, "distill", "model" if mode is Mode.full else "acceleration.safetensors", train)
+    default = "model" if mode is Mode.full else "acceleration.safetensors"
+    make(shared, "distill", default, _sets, train)
+
+
+def _sets() -> tuple[str, ...]:
+    from lcm_arith.embedded.pictures import base_sets
+
+    return base_sets()
 
 
 def _omega(omega: float | None, drawn_from: str | None) -> float | tuple[float, float] | None:

@@ -96,11 +96,24 @@ def command(
     if shared.plan:
         if text_encoder:
             raise UsageError("--plan counts the UNet's adapter alone, leave --text-encoder out")
-        print_planned(shared, "finetune")
+        print_planned(
+            shared,
+            "finetune",
+            timesteps=timesteps.value,
+            snr_gamma=snr_gamma,
+            snr_floor=snr_floor,
+            caption_dropout=caption_dropout,
+            learn_empty=learn_empty,
+            with_accel=with_accel,
+        )
         return
 
-    def train(request: Request, stages: Stages) -> dict[str, Any]:
+    def sets() -> tuple[str, ...]:
         from lcm_arith.embedded import files
+
+        return (embedded_style or str(files.defaults()["style"]),)
+
+    def train(request: Request, stages: Stages) -> dict[str, Any]:
         from lcm_arith.make_vectors import make_style
         from lcm_arith.training.denoising import Denoising
 
@@ -111,9 +124,9 @@ def command(
             gamma=snr_gamma,
             floor=snr_floor,
         )
-        style = embedded_style or str(files.defaults()["style"])
+        (style,) = sets()
         return make_style(
             request, style, stages, how=how, accel=with_accel, text_encoder=text_encoder
         )
 
-    make(shared, "finetune", "style.safetensors", train)
+    make(shared, "finetune", "style.safetensors", sets, train)

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from lcm_arith.vector import TaskVector
 
 SCHEMA_VERSION: Final = 1
+GRID_POINTS: Final = 50  # of LCM samplers where nobody says otherwise
 NOTABLE: Final = {"float16": 1e-3, "bfloat16": 1e-2}
 """‖file − τ‖ / ‖τ‖ above which a number format has cost more than it usually does (3e-4, 2e-3)."""
-_GRID_TABLE: Final = (
-    "role", "l1", "l2", "sampler", "steps", "guidance", "nfe", "prompt_score", "retrieval_top1",
-    "style_accuracy", "pair_distance", "teacher_distance", "sharp_ratio", "diversity",
-)  # fmt: skip
+_GRID_TABLE: Final = {
+    "role": "role", "l1": "λ1", "l2": "λ2", "sampler": "sampler", "steps": "steps", "guidance": "s",
+    "nfe": "NFE", "prompt_score": "prompt", "retrieval_top1": "retrieval",
+    "style_accuracy": "style", "pair_distance": "distance",
+}  # fmt: skip
+"""Column of the CSV → its head in a terminal of 80 columns; the CSV has all, with intervals."""
 
 stdout: Final = Console(highlight=False, markup=False)
 stderr: Final = Console(stderr=True, highlight=False, markup=False)
@@ -89,7 +92,7 @@ def print_made(made: dict[str, Any], *, as_json: bool) -> None:
     stdout.print(
         f"{what}, {plan['steps']} "
         f"steps of {plan['batch'] * plan['accumulation']} on {made['pictures']} pictures, "
-        f"final loss {made['final_loss']:.4f}",
+        f"final loss {made['final_loss'] or float('nan'):.4f}",
         soft_wrap=True,
     )
     for told in _notes(made):
@@ -105,15 +108,27 @@ def _notes(made: dict[str, Any]) -> Iterator[str]:
         ends = [float(end) for end in made["omega"].split(" to ")]
         scales = " to ".join(f"{1 + end:g}" for end in ends)
         yield f"ω = {made['omega']}, diffusers' guidance scale {scales}"
-    if made["cut_captions"]:
-        yield f"{made['cut_captions']} captions are too long; their ends are not read"
+    if made.get("grid_points", GRID_POINTS) % GRID_POINTS:
+        points = made["grid_points"]
+        yield (
+            f"trained on {points} grid points: sample with original_inference_steps={points}, the "
+            f"{GRID_POINTS} of an LCM sampler's own grid lie elsewhere"
+        )
     if made["skipped_steps"]:
         yield f"{made['skipped_steps']} steps were not finite and changed nothing"
-    skipped = made["skipped_pictures"]
-    if skipped:
-        yield f"{len(skipped)} pictures could not be used: " + "; ".join(
-            clean(each) for each in skipped[:3]
+    yield from data_notes(made)
+
+
+def data_notes(told: dict[str, Any]) -> Iterator[str]:
+    """What of the data was cut or left out."""
+    if told["cut_captions"]:
+        yield (
+            f"{told['cut_captions']} captions are too long; their ends are not read "
+            "(--max-tokens reads more)"
         )
+    if skipped := told["skipped_pictures"]:
+        some = "; ".join(clean(each) for each in skipped[:3])
+        yield f"{len(skipped)} pictures could not be used: {some}"
 
 
 def write_vector(
@@ -180,8 +195,9 @@ def print_grid(result: Result) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in _GRID_TABLE:
-        table.add_column(name, justify="right" if name not in ("role", "sampler") else "left")
+    for name, head in _GRID_TABLE.items():
+        left = name in ("role", "sampler")
+        table.add_column(head, justify="left" if left else "right", no_wrap=True)
     for line in result.cells.to_dict(orient="records"):
         table.add_row(*(_shown(line[name]) for name in _GRID_TABLE))
     stdout.print(table)

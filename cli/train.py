@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,7 @@ def make(
     shared: Shared,
     command: str,
     default: str,
+    sets: Callable[[], tuple[str, ...]],
     train: Callable[[Request, Stages], dict[str, Any]],
 ) -> None:
     """Trains, registers and prints; of several processes only the main one does the latter.
@@ -29,6 +31,7 @@ def make(
         shared: The options.
         command: Its name, for the record in the registry.
         default: File or folder where neither ``-o`` nor ``--name`` is given.
+        sets: Embedded pictures that it learns from without ``--data``.
         train: What the library does.
     """
     from lcm_arith.training.ground import cache_only
@@ -38,8 +41,10 @@ def make(
     plain = shared.out or Path(shared.name or default)
     folder = shared.run or plain.with_name(f"{plain.stem}-run")
     if shared.cache_only:
+        if not main_process():
+            return
         with progress() as bar:
-            told = cache_only(shared.request(plain, folder), Stages(bar))
+            told = cache_only(shared.request(plain, folder), sets(), Stages(bar))
         print_cached(told, as_json=shared.as_json)
         return
     with naming.output(shared.out, shared.name, default) as to:
@@ -61,13 +66,15 @@ def _check_instead(shared: Shared) -> None:
 
 def print_cached(told: dict[str, Any], *, as_json: bool) -> None:
     """What ``--cache-only`` did."""
-    from lcm_arith.cli.output import print_json, stdout
+    from lcm_arith.cli.output import data_notes, print_json, stderr, stdout
 
     if as_json:
         print_json(told)
         return
     stdout.print(f"{told['pictures']} pictures and {told['captions']} captions are in the cache")
-    stdout.print(f"wrote {told['path']}", soft_wrap=True)
+    stdout.print(f"wrote {told['path']}; train from it with --cache", soft_wrap=True)
+    for note in data_notes(told):
+        stderr.print(f"Note: {note}", soft_wrap=True)
 
 
 def print_planned(shared: Shared, mode: str, **config: Any) -> None:
@@ -87,7 +94,7 @@ def print_planned(shared: Shared, mode: str, **config: Any) -> None:
     from lcm_arith.modules import EMBEDDED
     from lcm_arith.planning import plan
 
-    model, family = None, shared.family
+    model, family, resolution = None, shared.family, shared.resolution
     if shared.cache_only:
         raise UsageError("--plan and --cache-only exclude each other")
     if shared.base is not None:
@@ -98,7 +105,7 @@ def print_planned(shared: Shared, mode: str, **config: Any) -> None:
             raise NotFoundError(
                 f"{folder}: no folder of a base model", hint="--plan takes that or --family"
             )
-        model = of_folder(folder)
+        model, resolution = of_folder(folder), resolution or _side(folder)
         family = "sdxl" if (folder / "text_encoder_2").is_dir() else "sd"
     values = shared.planned()
     alpha, targets = values.pop("alpha", None), values.pop("targets", None)
@@ -109,7 +116,7 @@ def print_planned(shared: Shared, mode: str, **config: Any) -> None:
             family or EMBEDDED,
             mode=mode,
             targets=targets,
-            resolution=shared.resolution,
+            resolution=resolution,
             precision="bf16" if shared.precision is Precision.auto else shared.precision.value,
             optimizer=values.pop("optimizer", "adamw"),
             gradient_checkpointing=_SWITCHED[shared.gradient_checkpointing],
@@ -120,3 +127,13 @@ def print_planned(shared: Shared, mode: str, **config: Any) -> None:
         ),
         as_json=shared.as_json,
     )
+
+
+def _side(folder: Path) -> int:
+    """Side of the pictures that a base was made for, px; of its configurations."""
+    unet, vae = (
+        json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+        for part in ("unet", "vae")
+    )
+    side: int = unet["sample_size"] << (len(vae["block_out_channels"]) - 1)
+    return side

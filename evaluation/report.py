@@ -216,12 +216,16 @@ def verdict(result: Result, row: Row) -> str:
     cell, control = (
         float(np.nanmean(result.metric(r, "pair_distance"))) for r in (row, result.control(row.nfe))
     )
+    figures = f"distance {cell:.3f} against {control:.3f}, difference {gap}"
     word = "closer to" if gap.mean < 0 else "farther from"
-    sure = "" if gap.off_zero else " (the interval holds zero: not decided)"
     if np.isnan(gap.low):
-        sure = " (too few prompts for an interval)"
+        figures += " (too few prompts for an interval)"
+    elif not gap.off_zero:
+        return (
+            f"{where}: not told apart, by distance to the true pictures, from the best control "
+            f"without acceleration: {figures} (the interval holds zero)"
+        )
     return (
         f"{where} are {word} the true pictures than the best control without acceleration: "
-        f"distance {cell:.3f} against "
-        f"{control:.3f}, difference {gap}{sure}"
+        f"{figures}"
     )

@@ -30,6 +30,7 @@ from lcm_arith.respelling import respelled
 from lcm_arith.vector import Source, TaskVector
 
 OWN_METADATA: Final = "lcm_arith"
+TRIGGER: Final = "modelspec.trigger_phrase"
 SOURCES_METADATA: Final = "lcm_arith.sources"
 _REWRITTEN: Final = (OWN_METADATA, SOURCES_METADATA, diffusers.ADAPTER_METADATA, "format")
 KEPT: Final = 64 * 2**20  # bytes; a file up to this size is held in memory
@@ -266,6 +267,8 @@ class Plan:
         names = writers.spelling(outlines, form, family)
         metadata = dict(names.metadata)
         metadata[OWN_METADATA] = json.dumps({**told, **about}, sort_keys=True)
+        if about.get("trigger"):
+            metadata[TRIGGER] = str(about["trigger"])  # where others look for it
         kept = source_metadata(tau)
         if kept:
             metadata[SOURCES_METADATA] = json.dumps(kept, sort_keys=True)

@@ -134,7 +134,7 @@ class Base:
         Raises:
             UsageError: If the text encoder cannot do that.
         """
-        with torch.set_grad_enabled(trained):
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             return _ENCODE[self.kind](self.pipeline, prompts, Reading(clip_skip, max_tokens))
 
     def uncond(self, *, clip_skip: int = 0, max_tokens: int | None = None) -> Condition:

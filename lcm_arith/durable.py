@@ -8,11 +8,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from lcm_arith.errors import StorageError
+from lcm_arith.errors import ConflictError, StorageError
 
 
-def write(path: Path, data: bytes | memoryview, *, mode: int = 0o666) -> None:
+def write(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Puts ``data`` at ``path``, replacing what was there, and flushes both file and folder.
 
     Args:
@@ -23,12 +24,28 @@ def write(path: Path, data: bytes | memoryview, *, mode: int = 0o666) -> None:
     Raises:
         StorageError: If the disk refuses; ``path`` is then as it was.
     """
+    with replacing(path, mode=mode, size=len(data)) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o666, size: int | None = None) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of ``path`` in the end, whole and flushed.
+
+    Args:
+        path: In a folder that exists.
+        mode: Permissions before the umask.
+        size: Bytes, where that is known, for the message.
+
+    Raises:
+        StorageError: If the disk refuses; ``path`` is then as it was.
+    """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
@@ -36,8 +53,10 @@ def write(path: Path, data: bytes | memoryview, *, mode: int = 0o666) -> None:
             part.unlink(missing_ok=True)
             raise
         flush_folder(path.parent)
+    except StorageError:
+        raise
     except OSError as error:
-        raise refusal(path, error, len(data)) from error
+        raise refusal(path, error, size) from error
 
 
 def flush_folder(folder: Path) -> None:
@@ -74,6 +93,32 @@ def touch(path: Path) -> None:
     """
     with suppress(PermissionError):
         os.utime(path)
+
+
+@contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Nobody else may hold the same file meanwhile; who comes later is refused.
+
+    Args:
+        path: Of an empty file in a folder that exists; it is made and stays.
+        what: Is held, for the message.
+
+    Raises:
+        ConflictError: If somebody holds it.
+        StorageError: If it cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise refusal(path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConflictError(f"{path.parent}: {what}", hint="wait for it, or stop it") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

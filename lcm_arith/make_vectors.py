@@ -90,6 +90,7 @@ def make_acceleration(
             ground.numbers,
             targets=ground.targets(plan),
             seed=request.seed,
+            device=ground.device,
             decay=how.target_decay,
             start=ground.start,
             accel=below,
@@ -153,7 +154,7 @@ def _variant(how: Distillation) -> dict[str, Any]:
 def _make_full(ground: Ground, how: Distillation) -> dict[str, Any]:
     request, base = ground.request, ground.base
     plan = request.planned(ground.row.full)
-    roles = three_networks(base.unet, ground.numbers, decay=how.target_decay)
+    roles = three_networks(base.unet, ground.numbers, decay=how.target_decay, device=ground.device)
     base.pipeline.unet = roles.written  # what the sheets show
     lesson = distillation(roles, ground.data, plan, how, **ground.known())
     ends = how.omega if isinstance(how.omega, tuple) else (how.omega, how.omega)
@@ -166,7 +167,12 @@ def _make_full(ground: Ground, how: Distillation) -> dict[str, Any]:
     if ground.processes.main:
         fresh = load_base(request.base, config=request.config)
         sha256 = write_model(
-            fresh, roles.written, request.out, DTYPES[request.dtype], force=request.force
+            fresh,
+            roles.written,
+            request.out,
+            DTYPES[request.dtype],
+            grid_points=how.grid_points,
+            force=request.force,
         )
     return _told(ground, about, outcome, sha256, modules=0)
 
@@ -213,12 +219,13 @@ def make_style(
             ground.numbers,
             targets=ground.targets(plan),
             seed=request.seed,
+            device=ground.device,
             start=ground.start,
             accel=below,
         )
         known = ground.known()
         if text_encoder:
-            known["read"] = _reader(ground, plan)
+            known["read"] = ground.read = _reader(ground, plan)
         before = roles.teacher
         if below is not None:
             before = with_adapters(ground.base.unet, (ACCEL,), ground.numbers)
@@ -226,6 +233,8 @@ def make_style(
         lesson = denoising(trained, roles.student, before, ground.data, plan, how, **known)
         about = {
             "kind": "style",
+            "text_encoder": text_encoder,
+            **({"trigger": request.options.trigger} if request.options.trigger else {}),
             **({"style": style} if request.data is None else {}),
             **asdict(how),
             **({"accel": provenance(below)} if below is not None else {}),
@@ -322,7 +331,8 @@ def _told(
     request = ground.request
     if ground.processes.main:
         (request.run / CHECKPOINT).unlink(missing_ok=True)
-    tail = outcome.losses[-max(1, len(outcome.losses) // 10) :]
+    tail = [step.loss for step in outcome.steps if not step.skipped]
+    tail = tail[-max(1, len(tail) // 10) :]
     return {
         "path": str(request.out),
         "run": str(request.run),
@@ -331,6 +341,6 @@ def _told(
         "pictures": ground.data.pictures,
         "skipped_pictures": list(ground.data.skipped),
         "cut_captions": ground.data.origin["cut_captions"],
-        "final_loss": sum(tail) / len(tail),
+        "final_loss": sum(tail) / len(tail) if tail else None,
         **about,
     }

@@ -278,7 +278,7 @@ def _planned(
             optimizer=trained * OPTIMIZERS[config["optimizer"]],
             average=trained * FLOAT32 * copies,
         ),
-        caching=_with_total(text_encoders=text * frozen, vae=vae * FLOAT32),
+        caching=_with_total(text_encoders=text * FLOAT32, vae=vae * FLOAT32),
         flops=flops,
         flops_per_step=picture * config["batch"] * config["accumulation"],
         config=config,

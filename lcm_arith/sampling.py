@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcm_arith.condition import Condition, joined, time_ids
+from lcm_arith.condition import Condition, Model, joined, time_ids
 from lcm_arith.encoders import Reading, encode_sd
 from lcm_arith.encoders import too_long as too_long
 from lcm_arith.errors import UsageError
@@ -161,9 +161,15 @@ def denoise(
     guidance: float,
     fast: bool = False,
     on_step: Callable[[], None] | None = None,
+    model: Model | None = None,
+    grid_points: int | None = None,
 ) -> Tensor:
-    """The scaled latents ``[B, C, h, w]`` behind the pictures of :func:`sample`; as there."""
-    scheduler = make_scheduler(pipeline.scheduler.config, sampler, steps)
+    """The scaled latents ``[B, C, h, w]`` behind the pictures of :func:`sample`; as there.
+
+    ``model`` is the UNet in number formats of its own, the pipeline's as it is where there is none;
+    ``grid_points`` is that of :func:`make_scheduler`.
+    """
+    scheduler = make_scheduler(pipeline.scheduler.config, sampler, steps, grid_points)
     unet, device = pipeline.unet, pipeline.unet.device
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     size = unet.config.sample_size
@@ -173,7 +179,7 @@ def denoise(
     guided = guidance > 1
     c = _whole(pipeline, embeds)
     c = joined(_like(c, uncond), c) if guided else c
-    model = network(unet)
+    model = model or network(unet)
     takes = inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if "generator" in takes else {}
     for t in scheduler.timesteps:
@@ -217,8 +223,14 @@ def decode(pipeline: Any, z: Tensor) -> np.ndarray:
     return np.asarray((pixels * 255).round().astype(np.uint8))
 
 
-def make_scheduler(config: Any, sampler: str, steps: int) -> Any:
+def make_scheduler(config: Any, sampler: str, steps: int, grid_points: int | None = None) -> Any:
     """The scheduler of a row of :data:`SAMPLERS` with its timesteps set.
+
+    Args:
+        config: Of the base model's scheduler.
+        sampler: A name of :data:`SAMPLERS`.
+        steps: Sampling steps.
+        grid_points: K of the distillation, among whose points LCM's sampler chooses; None is 50.
 
     Raises:
         UsageError: If the sampler is unknown or cannot take that many steps.
@@ -226,7 +238,8 @@ def make_scheduler(config: Any, sampler: str, steps: int) -> Any:
     if sampler not in SAMPLERS:
         raise UsageError(f"sampler {sampler!r} is unknown", hint=f"one of {', '.join(SAMPLERS)}")
     row = SAMPLERS[sampler]
-    scheduler = _scheduler_class(row.scheduler).from_config(config, **row.options)
+    own = {"original_inference_steps": grid_points} if grid_points and sampler == "lcm" else {}
+    scheduler = _scheduler_class(row.scheduler).from_config(config, **row.options, **own)
     most = getattr(scheduler.config, "original_inference_steps", None) or 1000
     if not 1 <= steps <= most:
         raise UsageError(f"steps {steps}: {sampler} takes 1 to {most} steps")

@@ -110,6 +110,8 @@ def _note(row: Mapping[str, Any]) -> Noted:
             f"caption {caption!r}, repeats {repeats!r}: a text and a number from 1 to "
             f"{MOST_REPEATS}"
         )
+    if not caption.isprintable() and any("\ud800" <= c <= "\udfff" for c in caption):
+        raise ValueError(f"caption {caption!r}: holds half a character (a lone surrogate)")
     return Noted(caption.strip(), int(repeats))
 
 

@@ -9,6 +9,7 @@ once more during the backward pass.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -93,7 +94,9 @@ def add_frozen(network: Any, tau: TaskVector, *, weight: float, name: str = ACCE
     ranks = {path: delta.rank for path, delta in deltas.items()}
     config = LoraConfig(r=1, lora_alpha=1, target_modules=list(paths), rank_pattern=ranks)
     config.alpha_pattern = dict(ranks)
-    network.add_adapter(config, name)
+    with warnings.catch_warnings():  # PEFT warns of a second adapter, which is meant
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        network.add_adapter(config, name)
     _in_float32(network)
     found = adapter_layers(network)
     with torch.no_grad():
@@ -118,7 +121,9 @@ def misfits(network: Any, tau: TaskVector, among: Iterable[str]) -> list[str]:
 def add_average(network: Any, *, rank: int, targets: Sequence[str], alpha: float | None) -> None:
     """Puts a copy of the trained adapter beside it, for the target θ⁻ to be averaged in."""
     on = _active(network)
-    network.add_adapter(_configuration(rank, alpha, targets), TARGET)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        network.add_adapter(_configuration(rank, alpha, targets), TARGET)
     _in_float32(network)
     with torch.no_grad():
         for own, followed in zip(

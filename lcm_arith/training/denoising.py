@@ -209,7 +209,7 @@ def denoising(
 
     times = torch.arange(len(log_snr))
     errors = partial(errors_by_timestep, data, times, seed, error)
-    return Lesson(trained, loss, errors)
+    return Lesson(trained, loss, errors, student)
 
 
 def _true(schedule: Schedule, prediction: str, z0: Tensor, noise: Tensor, t: Tensor) -> Any:

@@ -159,7 +159,8 @@ def distillation(
 
     averages = (roles.average,) if roles.average else ()
     errors = partial(errors_by_timestep, data, grid.start, seed, error)
-    return Lesson(roles.trained, loss, errors, averages)
+    shown = roles.student if roles.written is None else roles.target
+    return Lesson(roles.trained, loss, errors, shown, averages)
 
 
 def _ends(omega: float | tuple[float, float]) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ import torch
 
 from lcm_arith import durable
 from lcm_arith.bases import Base, load_base
-from lcm_arith.condition import Condition, time_ids
+from lcm_arith.condition import Condition, moved, time_ids
 from lcm_arith.data.drawing import TrainingSet
 from lcm_arith.data.drawings import Captioned, embedded_pictures
 from lcm_arith.data.prepare import prepare
 from lcm_arith.data.sources import VARIANTS, survey
-from lcm_arith.embedded.pictures import base_sets
 from lcm_arith.errors import IncompatibleError, UsageError
 from lcm_arith.families import Family, family
 from lcm_arith.targets import resolve
 from lcm_arith.training.adapter import misfits
+from lcm_arith.training.denoising import Read
 from lcm_arith.training.numbers import Numbers, numbers
 from lcm_arith.training.plan import Training
 from lcm_arith.training.processes import Processes, find_processes, found_device
@@ -49,6 +49,7 @@ class Ground:
     uncond: Condition
     networks: dict[str, Any]
     start: TaskVector | None = None
+    read: Read | None = None
 
     @property
     def device(self) -> torch.device:
@@ -63,6 +64,25 @@ class Ground:
             "seed": self.request.seed,
             "device": self.device,
         }
+
+    def conditions(self, told: Condition) -> tuple[Condition, Condition]:
+        """Of the sheets' prompts and ∅, by text encoders that are trained where some are.
+
+        Args:
+            told: What else the network is told, a row.
+        """
+        count = len(self.prompts)
+        cond, uncond = self.cond, self.uncond
+        if self.read is not None:
+            here = (moved(cond, self.device), moved(uncond, self.device))
+            cond, uncond = (
+                self.read(self.prompts, each, torch.full((count,), empty))
+                for each, empty in zip(here, (False, True), strict=True)
+            )
+        more = {
+            name: values.expand(count).to(cond["embeds"].device) for name, values in told.items()
+        }
+        return {**cond, **more}, uncond
 
     def targets(self, plan: Training) -> tuple[str, ...]:
         """The UNet's layers that the plan names."""
@@ -95,41 +115,73 @@ def standing(
     machine = request.machine
     _check_compiled(machine, found_device(machine.device))
     found = survey(_source(request, sets), request.options)
-    processes = find_processes(machine.device, machine.report_to, request.run, {})
+    processes = find_processes(machine.device, machine.report_to, request.run, request.settings())
     try:
         formats = numbers(machine.precision, processes.device)
         base = load_base(request.base, config=request.config)
         _check_fit(base, vectors)
         durable.make_folder(request.run)
-        base.pipeline.to(processes.device)
-        with processes.main_first():
-            data = prepare(base, found, request.options, cache=request.kept, on_stage=on_stage)
-        prompts = request.watching.prompts
-        if prompts:
-            options = request.options
-            cond = base.encode(prompts, clip_skip=options.clip_skip, max_tokens=options.max_tokens)
-            if base.kind == "sdxl":
-                side = (base.size, base.size)
-                cond = {**cond, "time_ids": time_ids(side, (0, 0), side).expand(len(prompts), -1)}
-        else:
-            drawn = data.batch(0, SHOWN, request.seed)
-            prompts, cond = drawn.captions, drawn.cond
-        base.vae.to("cpu")
-        if not keep_text:
-            base.pipeline.text_encoder = None
-            if base.kind == "sdxl":
-                base.pipeline.text_encoder_2 = None
-        _save_memory(base.unet, machine, processes.device)
-        yield Ground(
-            request, base, family(base.family), data, processes, formats, on_stage,
-            tuple(prompts), cond, data.uncond(cond), {"unet": base.unet},
-        )  # fmt: skip
+        with _alone(request) if processes.main else nullcontext():
+            _move_encoders(base, processes.device, drawing=bool(found.prompts))
+            _check_reading(base, request)
+            with processes.main_first():
+                cache = request.cache if found.cached else request.kept
+                data = prepare(base, found, request.options, cache=cache, on_stage=on_stage)
+            prompts, cond = _shown(base, data, request)
+            base.vae.to("cpu")
+            if not keep_text:
+                base.pipeline.text_encoder = None
+                if base.kind == "sdxl":
+                    base.pipeline.text_encoder_2 = None
+            _save_memory(base.unet, machine, processes.device)
+            yield Ground(
+                request, base, family(base.family), data, processes, formats, on_stage,
+                prompts, cond, data.uncond(cond), {"unet": base.unet},
+            )  # fmt: skip
     finally:
         processes.end()
 
 
-def cache_only(request: Request, on_stage: OnStage) -> dict[str, Any]:
+def _check_reading(base: Base, request: Request) -> None:
+    """Raises where captions cannot be read so, before pictures are encoded."""
+    options = request.options
+    base.uncond(clip_skip=options.clip_skip, max_tokens=options.max_tokens)
+
+
+def _alone(request: Request) -> AbstractContextManager[None]:
+    return durable.held(request.run / ".lock", "another training runs in this folder")
+
+
+def _shown(base: Base, data: TrainingSet, request: Request) -> tuple[tuple[str, ...], Condition]:
+    """Prompts of the sheets and their conditions: the user's, or the first of the data."""
+    prompts, options = request.watching.prompts, request.options
+    if prompts:
+        cond = base.encode(prompts, clip_skip=options.clip_skip, max_tokens=options.max_tokens)
+    else:
+        prompts = tuple(dict.fromkeys(row.captions[0] for row in data.rows))[:SHOWN]
+        cond = data.embeddings(prompts)
+    if base.kind == "sdxl":
+        side = (base.size, base.size)
+        ids = time_ids(side, (0, 0), side).expand(len(prompts), -1)
+        cond = {**cond, "time_ids": ids.to(cond["embeds"].device)}
+    return prompts, cond
+
+
+def _move_encoders(base: Base, device: torch.device, *, drawing: bool) -> None:
+    """What encodes data is on the device; the UNet only where it draws the data itself."""
+    for part in ("vae", "text_encoder", "text_encoder_2", *(("unet",) if drawing else ())):
+        component = getattr(base.pipeline, part, None)
+        if component is not None:
+            component.to(device)
+
+
+def cache_only(request: Request, sets: tuple[str, ...], on_stage: OnStage) -> dict[str, Any]:
     """Encodes the data and stops; returns what there is, JSON-ready.
+
+    Args:
+        request: What the user asked for.
+        sets: Embedded picture sets, where ``request.data`` is None.
+        on_stage: Told about progress.
 
     Raises:
         UsageError: If there is no folder to keep it in.
@@ -139,12 +191,14 @@ def cache_only(request: Request, on_stage: OnStage) -> dict[str, Any]:
         raise UsageError(
             "--cache-only: the embedded pictures are kept nowhere", hint="give --cache"
         )
-    found = survey(_source(request, base_sets()), request.options)
+    found = survey(_source(request, sets), request.options)
     base = load_base(request.base, config=request.config)
-    base.pipeline.to(found_device(request.machine.device))
-    data = prepare(base, found, request.options, cache=request.kept, on_stage=on_stage)
+    device = found_device(request.machine.device)
+    _move_encoders(base, device, drawing=bool(found.prompts))
+    cache = request.cache if found.cached else request.kept
+    data = prepare(base, found, request.options, cache=cache, on_stage=on_stage)
     return {
-        "path": str(request.kept),
+        "path": str(cache or request.data),
         "captions": len(data.embeds),
         "skipped_pictures": list(data.skipped),
         **data.origin,

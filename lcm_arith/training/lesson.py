@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from lcm_arith.condition import Model
 from lcm_arith.data.drawing import Drawn, TrainingSet
 from lcm_arith.lcd.ema import Average
 from lcm_arith.training.log import BucketError
@@ -26,12 +27,14 @@ class Lesson:
         model: Whose parameters that require gradients are trained.
         loss: Number of a batch → its loss.
         errors: The loss on a fixed batch, by timesteps; the curve that means something.
+        shown: The network that sheets are of: what will be written.
         averages: Running ones that the loss needs.
     """
 
     model: nn.Module
     loss: Callable[[int], Tensor]
     errors: Callable[[], list[BucketError]]
+    shown: Model
     averages: tuple[Average, ...] = ()
 
 
@@ -48,7 +51,7 @@ def errors_by_timestep(
         loss: (pictures, an index into ``times`` for each, noise) → scalar.
     """
     found = []
-    for places in torch.arange(len(times)).tensor_split(BUCKETS):
+    for places in torch.arange(len(times)).tensor_split(min(BUCKETS, len(times))):
         drawn = data.batch(0, PROBED, seed)
         size, generator = len(drawn.z0), step_generator(seed, -1 - int(places[0]))
         noise = torch.randn(drawn.z0.shape, generator=generator)

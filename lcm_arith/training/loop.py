@@ -181,22 +181,24 @@ class _State:
             **self.run.checkpoint.about,
         }
 
-    def save(self, to: Checkpoint) -> None:
+    def save(self, to: Checkpoint) -> float:
         """The main process alone writes; the others are ahead by no more than their batches.
 
-        They do not wait here: when a checkpoint is due is no common decision.
+        They do not wait here: when a checkpoint is due is no common decision. Returns the seconds
+        that it took.
         """
-        if self.run.processes.main:
-            to.write(
-                {
-                    "key": self._key(),
-                    "parameters": [p.detach() for p in self.parameters],
-                    "averages": [average.state() for average in self.averages],
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                    "steps": [asdict(step) for step in self.steps],
-                }
-            )
+        if not self.run.processes.main:
+            return 0.0
+        return to.write(
+            {
+                "key": self._key(),
+                "parameters": [p.detach() for p in self.parameters],
+                "averages": [average.state() for average in self.averages],
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "steps": [asdict(step) for step in self.steps],
+            }
+        )
 
     def restore(self, source: Checkpoint) -> None:
         """Goes on where ``source`` stopped.
@@ -283,7 +285,7 @@ def fit(
     checkpoint = run.checkpoint
     if checkpoint and checkpoint.path.exists():
         state.restore(checkpoint)
-    saved = time.monotonic()
+    saved, took = time.monotonic(), 0.0
     model.train()
     while len(state.steps) < plan.steps:
         done = state.update(loss_of)
@@ -294,8 +296,8 @@ def fit(
                     look.do(done.number)
         stopping, ended = run.processes.any(run.stop()), done.number == plan.steps
         leaving = ended or stopping or bool(state.diverged)
-        if checkpoint and (leaving or checkpoint.due(done.number, saved)):
-            state.save(checkpoint)
+        if checkpoint and (leaving or checkpoint.due(done.number, saved, took)):
+            took = state.save(checkpoint)
             saved = time.monotonic()
         if leaving:  # who leaves first has the others ended by torchrun
             run.processes.wait()

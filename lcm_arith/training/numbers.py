@@ -61,7 +61,7 @@ def numbers(precision: str, device: torch.device) -> Numbers:
         native = torch.cpu._is_amx_tile_supported()
         return Numbers(torch.float32, torch.bfloat16 if native else None)
     if precision == "auto":
-        has = device.type != "cuda" or torch.cuda.is_bf16_supported()
+        has = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has else "fp16"
     return {
         "fp32": FULL,

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -83,6 +84,7 @@ class Processes:
             self.accelerator.end_training()
 
 
+_PATIENCE: Final = timedelta(days=7)  # the others wait while the main process encodes the data
 ALONE = Processes(torch.device("cpu"))
 
 
@@ -105,13 +107,17 @@ def find_processes(
     if not several and not report_to:
         return Processes(found)
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
+    patient = InitProcessGroupKwargs(timeout=_PATIENCE)
     accelerator = Accelerator(
-        cpu=found.type == "cpu", log_with=_trackers(report_to), project_dir=folder
+        cpu=found.type == "cpu",
+        log_with=_trackers(report_to),
+        project_dir=folder,
+        kwargs_handlers=[patient],
     )
     if report_to:
-        flat = {k: v for k, v in settings.items() if isinstance(v, int | float | str | bool)}
-        accelerator.init_trackers("lcm-arith", config=flat)
+        accelerator.init_trackers("lcm-arith", config=dict(settings))
     return Processes(accelerator.device if several else found, accelerator)
 
 

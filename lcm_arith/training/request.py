@@ -135,6 +135,14 @@ class Request:
             return self.cache
         return self.run / "cache"
 
+    def settings(self) -> dict[str, str | int | float]:
+        """What trackers are told of the run."""
+        return {
+            "base": str(self.base or "embedded"),
+            "seed": self.seed,
+            **{name: v for name, v in self.plan.items() if isinstance(v, str | int | float)},
+        }
+
     def looks(self, steps: int) -> int:
         """Steps between two looks; 0 is never."""
         return max(1, steps // 4) if self.watching.every is None else self.watching.every

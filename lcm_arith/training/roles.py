@@ -88,6 +88,7 @@ def on_one_base(
     *,
     targets: Sequence[str],
     seed: int,
+    device: torch.device | None = None,
     decay: float = 0.0,
     start: TaskVector | None = None,
     accel: TaskVector | None = None,
@@ -100,11 +101,13 @@ def on_one_base(
         numbers: The base's format is set to them.
         targets: The layers that get one.
         seed: Of the LoRA's start.
+        device: Where the base is put; None is where it is.
         decay: μ of a target that averages the LoRA; 0 is the student itself, without gradients.
         start: What the LoRA is in the beginning.
         accel: Stays in place under student and target, never under the teacher.
     """
     unet.to(numbers.weights)
+    unet.to(device or unet.device)
     add_adapter(unet, rank=plan.rank, alpha=plan.alpha, targets=targets, seed=seed, start=start)
     below: tuple[str, ...] = ()
     if accel is not None:
@@ -122,7 +125,9 @@ def on_one_base(
     return Roles(unet, student, averaged, teacher, average)
 
 
-def three_networks(unet: Any, numbers: Numbers, *, decay: float) -> Roles:
+def three_networks(
+    unet: Any, numbers: Numbers, *, decay: float, device: torch.device | None = None
+) -> Roles:
     """Full-weight distillation: the student is a copy that is told ω, and the target its average.
 
     The embedding of ω begins at zero, so that student and teacher agree at first.
@@ -131,7 +136,9 @@ def three_networks(unet: Any, numbers: Numbers, *, decay: float) -> Roles:
         unet: The base's, which becomes the teacher in ``numbers``.
         numbers: Of the teacher's weights and everybody's products; θ is float32.
         decay: μ.
+        device: Where all are put; None is where the base is.
     """
+    device = device or unet.device
     own = {name: value for name, value in unet.config.items() if not name.startswith("_")}
     # with its "_use_default_values" diffusers would overlook a width that the file did not name
     student = type(unet).from_config({**own, "time_cond_proj_dim": OMEGA_WIDTH})
@@ -139,11 +146,11 @@ def three_networks(unet: Any, numbers: Numbers, *, decay: float) -> Roles:
     assert missing == ["time_embedding.cond_proj.weight"]
     assert not alien
     nn.init.zeros_(student.time_embedding.cond_proj.weight)
-    student.to(unet.device, torch.float32).requires_grad_(True)
+    student.to(device, torch.float32).requires_grad_(True)
     if unet.is_gradient_checkpointing:
         student.enable_gradient_checkpointing()
     target = copy.deepcopy(student).requires_grad_(False).eval()
-    unet.to(numbers.weights).requires_grad_(False).eval()
+    unet.to(device, numbers.weights).requires_grad_(False).eval()
     if unet._compiled_call_impl is not None:
         student.compile()
         target.compile()

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,11 +50,9 @@ def train(
         checkpoint.path.unlink(missing_ok=True)
     processes.wait()
     log = Log(request.run, plan.batch * plan.accumulation * processes.count, processes)
-    rows = {name: values.expand(len(ground.prompts)) for name, values in told.items()}
     sheets = Sheets(
-        request.run, base.pipeline, columns, ground.prompts,
-        {**ground.cond, **rows}, ground.uncond,
-        lambda: ground.numbers.autocast(ground.device),
+        request.run, base.pipeline, lesson.shown, columns, ground.prompts,
+        partial(ground.conditions, told), about.get("grid_points"),
     )  # fmt: skip
 
     def keep(path: Path) -> None:
@@ -64,8 +63,9 @@ def train(
 
     def on_step(step: Step) -> None:
         log.step(step)
-        recent.append(step.loss)
-        ground.on_stage("train", step.number, plan.steps, f"loss {sum(recent) / len(recent):.4f}")
+        recent.extend([] if step.skipped else [step.loss])
+        mean = f"loss {sum(recent) / len(recent):.4f}" if recent else "no finite step"
+        ground.on_stage("train", step.number, plan.steps, mean)
 
     if not checkpoint.path.exists() and request.looks(plan.steps):
         log.errors(0, lesson.errors())

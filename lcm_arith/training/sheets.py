@@ -16,6 +16,7 @@ from lcm_arith.text import clean
 _GAP: Final = 4  # px
 _LINE: Final = 18  # px
 _FONT: Final = 13  # px
+_WIDEST: Final = 400  # px, for the words beside few pictures
 
 
 def write_sheet(
@@ -34,8 +35,11 @@ def write_sheet(
     """
     count, across, height, width = pictures.shape[:4]
     step_x, step_y = width + _GAP, height + _GAP + _LINE
-    sheet = Image.new("RGB", (across * step_x + _GAP, count * step_y + _LINE + _GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
+    font = ImageFont.load_default(_FONT)
+    said = max((font.getlength(line) for line in (*rows, *columns)), default=0.0)
+    sheet_width = max(across * step_x + _GAP, min(_WIDEST, int(said) + 2 * _GAP))
+    sheet = Image.new("RGB", (sheet_width, count * step_y + _LINE + _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
     for column, word in enumerate(columns):
         draw.text((_GAP + column * step_x, 2), word, fill="black", font=font)
     for row, line in enumerate(rows):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lcm_arith.condition import Condition, moved, rows
-from lcm_arith.sampling import sample
+from lcm_arith.condition import Condition, Model, moved, rows
+from lcm_arith.data.work import a_pass, parts
+from lcm_arith.sampling import decode, denoise
 from lcm_arith.training.log import BucketError, Log
 from lcm_arith.training.loop import Look
 from lcm_arith.training.request import Request
@@ -43,43 +43,50 @@ class Sheets:
 
     Args:
         folder: Where they are written.
-        pipeline: Its UNet is what is trained.
+        pipeline: The base's, with its VAE.
+        model: The UNet as it is trained, in its number formats.
         columns: Ways of sampling.
         prompts: A row each.
-        cond: Of the prompts.
-        uncond: ∅, as many rows.
-        autocast: Number formats of the UNet.
+        told: Makes the conditions of the prompts, and ∅ for as many.
+        grid_points: K of the distillation.
     """
 
     folder: Path
     pipeline: Any
+    model: Model
     columns: tuple[Column, ...]
     prompts: tuple[str, ...]
-    cond: Condition
-    uncond: Condition
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    told: Callable[[], tuple[Condition, Condition]]
+    grid_points: int | None = None
 
+    @torch.no_grad()
     def write(self, number: int) -> Path:
         """The sheet after ``number`` steps; the VAE is on the device only meanwhile."""
         device = self.pipeline.unet.device
-        cond, uncond = moved(self.cond, device), moved(self.uncond, device)
-        seeds = [SEED + at for at in range(len(self.prompts))]
+        cond, uncond = (moved(each, device) for each in self.told())
         self.pipeline.vae.to(device)
         try:
-            with self.autocast():
-                made = [
-                    sample(
-                        self.pipeline, cond, rows(uncond, torch.tensor([0])), seeds,
-                        sampler=column.sampler, steps=column.steps, guidance=column.guidance,
-                    )
-                    for column in self.columns
-                ]  # fmt: skip
+            made = [self._column(column, cond, uncond) for column in self.columns]
         finally:
             self.pipeline.vae.to("cpu")
         path = self.folder / f"step-{number:06d}.png"
         words = [column.words for column in self.columns]
         write_sheet(path, np.stack(made, axis=1), words, self.prompts)
         return path
+
+    def _column(self, column: Column, cond: Condition, uncond: Condition) -> np.ndarray:
+        """All prompts sampled in one way, as many at once as the VAE takes."""
+        side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
+        made = []
+        for part in parts(range(len(self.prompts)), a_pass(side, side)):
+            index = torch.tensor(part, device=next(iter(cond.values())).device)
+            z = denoise(
+                self.pipeline, rows(cond, index), rows(uncond, index[:1]),
+                [SEED + at for at in part], sampler=column.sampler, steps=column.steps,
+                guidance=column.guidance, model=self.model, grid_points=self.grid_points,
+            )  # fmt: skip
+            made.append(decode(self.pipeline, z))
+        return np.concatenate(made)
 
 
 def looks(

@@ -30,7 +30,9 @@ def check_model_output(out: Path, *, force: bool) -> None:
 
 
 @torch.no_grad()
-def write_model(base: Base, unet: Any, out: Path, dtype: torch.dtype, *, force: bool) -> str:
+def write_model(
+    base: Base, unet: Any, out: Path, dtype: torch.dtype, *, grid_points: int, force: bool
+) -> str:
     """Writes ``base`` with another UNet and LCM's sampler; returns the UNet file's sha256.
 
     Args:
@@ -38,6 +40,7 @@ def write_model(base: Base, unet: Any, out: Path, dtype: torch.dtype, *, force: 
         unet: The distilled one, which is told ω.
         out: Folder to make; it appears whole or not at all.
         dtype: Of all weights.
+        grid_points: K of the distillation, which the sampler is told.
         force: Replace ``out``.
 
     Raises:
@@ -48,10 +51,13 @@ def write_model(base: Base, unet: Any, out: Path, dtype: torch.dtype, *, force: 
 
     pipeline = base.pipeline
     unet = unet.to("cpu", dtype).eval()
+    unet._compiled_call_impl = None  # what is compared computes as diffusers' own does
     pipeline.unet = unet
     pipeline.to(dtype)
     lcm = getattr(diffusers, SAMPLERS["lcm"].scheduler)
-    pipeline.scheduler = lcm.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = lcm.from_config(
+        pipeline.scheduler.config, original_inference_steps=grid_points
+    )
     with container.whole_folder(out, force=force, mark=_MARK) as part:
         pipeline.save_pretrained(part, safe_serialization=True)
         read = type(unet).from_pretrained(part, subfolder="unet", dtype=dtype).eval()

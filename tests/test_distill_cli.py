@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from support import random_vector
 from test_docs import ROOT, shell_commands
 from tiny import pipeline, single_file
 
-from lcm_arith import make_vectors
+from lcm_arith import durable, make_vectors
 from lcm_arith.adapters import facts, load, save
 from lcm_arith.bases import load_base
 from lcm_arith.modules import with_text_model
@@ -139,7 +140,7 @@ def test_a_training_leaves_metrics_errors_sheets_and_vectors_on_the_way(
     )  # fmt: skip
     run_folder = Path("acceleration-run")
     assert {path.name for path in run_folder.iterdir()} == {
-        "cache", "errors.csv", "metrics.csv", "step-000001.safetensors", "step-000002.png",
+        ".lock", "cache", "errors.csv", "metrics.csv", "step-000001.safetensors", "step-000002.png",
         "step-000002.safetensors",
     }  # fmt: skip
     with Image.open(run_folder / "step-000002.png") as sheet:
@@ -313,3 +314,35 @@ def test_a_plan_obeys_what_is_asked() -> None:
     assert not planned("--family", "sdxl", "--gradient-checkpointing", "off")["config"][
         "gradient_checkpointing"
     ]
+
+
+def test_a_cache_made_before_is_data_like_any_other(here: Path, tiny_sdxl: Path) -> None:
+    model = ("--base", str(tiny_sdxl))
+    told = run("finetune", *model, "--data", "art", "--cache", "kept", "--cache-only", "--json")
+    assert json.loads(told.stdout)["path"] == "kept"
+    shutil.rmtree("art")
+    short = ("--steps", "1", "--batch", "2", "--rank", "2", "--validate-every", "0")
+    made = run("finetune", *model, "--data", "kept", *short, "--json", "-o", "x.safetensors")
+    assert json.loads(made.stdout)["pictures"] == json.loads(told.stdout)["pictures"]
+
+
+def test_a_base_of_half_precision_is_shown_and_few_grid_points_are_enough(
+    here: Path, tiny_sd15: Path
+) -> None:
+    """Sheets and errors are of a bfloat16 base; two grid points make two ranges of timesteps."""
+    run(
+        "distill", "--base", str(tiny_sd15), "--data", "art", "--precision", "bf16", "--steps", "1",
+        "--batch", "2", "--rank", "2", "--grid-points", "2", "--stride", "1",
+        "--validate-every", "1", "--validate-steps", "1",
+    )  # fmt: skip
+    run_folder = Path("acceleration-run")
+    assert (run_folder / "step-000001.png").is_file()
+    assert len((run_folder / "errors.csv").read_text().splitlines()) == 1 + 2 * 2
+
+
+def test_a_second_training_in_the_same_folder_is_refused(here: Path, tiny_sd15: Path) -> None:
+    Path("acceleration-run").mkdir()
+    with durable.held(Path("acceleration-run/.lock"), "busy"):
+        code, told = fails("distill", "--base", str(tiny_sd15), "--data", "art", "--steps", "1")
+    assert code == 3
+    assert "another training runs in this folder" in told

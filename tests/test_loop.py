@@ -257,7 +257,7 @@ def test_a_cut_training_ends_with_the_bits_of_a_whole_one(tmp_path: Path) -> Non
         if step.number == 10:
             raise KeyboardInterrupt
 
-    run = Run(checkpoint=Checkpoint(tmp_path / "x.pt", {"seed": 3}, seconds=0))
+    run = Run(checkpoint=Checkpoint(tmp_path / "x.pt", {"seed": 3}, every=1))
     model, loss_of = small()
     with pytest.raises(KeyboardInterrupt):
         fit(model, loss_of, PLAN, cut_at_ten, run=run)

@@ -75,7 +75,7 @@ class Checkpoint:
         """
         try:
             _check_digest(self.path)
-            stored: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
+            stored: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             own = stored["key"]
         except _DAMAGED as error:
             raise InvalidContentError(

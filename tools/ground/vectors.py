@@ -18,7 +18,7 @@ from lcm_arith.families import embedded
 from lcm_arith.make_vectors import make_acceleration, make_style
 from lcm_arith.sampling import encode_prompts, load_pipeline, sample
 from lcm_arith.training.ground import OnStage
-from lcm_arith.training.request import Machine, Request
+from lcm_arith.training.request import Machine, Request, Watching
 
 GUIDANCE: Final = (1.5, 2.0, 3.0, 5.0)
 SCAN_SEEDS, CHUNK = 2, 64
@@ -134,6 +134,7 @@ def _passes(
             dtype="float16" if last else "float32",
             force=True,
             machine=Machine(options.device),
+            watching=Watching(every=0 if options.shorter > 1 else None),
             start=str(start) if start else None,
             plan={**given, "steps": max(1, given["steps"] // options.shorter)},
         )

@@ -170,6 +170,31 @@ def exit_code(command: Sequence[str], before: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.parametrize("kind", ["tiny_sd2v", "tiny_zsnr", "tiny_sdxl"])
+def test_other_kinds_of_base_go_on_to_the_same_bits(
+    tmp_path: Path,
+    data: Path,
+    kind: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base: Path = request.getfixturevalue(kind)
+    whole = distilling(tmp_path / "whole", base, data)()
+    action, own = distilling(tmp_path / "cut", base, data), Log.step
+
+    def cut(self: Log, step: Step) -> None:
+        own(self, step)
+        if step.number == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Log, "step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        action()
+    monkeypatch.setattr(Log, "step", own)
+    assert action() == whole
+    assert result(tmp_path / "cut") == result(tmp_path / "whole")
+
+
 def test_a_line_that_was_cut_is_written_anew(tmp_path: Path) -> None:
     for numbers, torn in ((range(1, 4), "4,0.25,1"), (range(4, 6), "")):
         log = Log(tmp_path, 2)

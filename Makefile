@@ -8,9 +8,12 @@ STAMP  := $(VENV)/.installed
 .PHONY: test check demo bench torture clean $(VENV)
 .DELETE_ON_ERROR:
 
-# Most tests keep one core busy: two at once, each on one thread. Plain pytest does as well.
-test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
+# Most tests keep one core busy: two at once, each on one thread; plain pytest does as well. The
+# checks run beside them, and say what they found in the end.
+test: $(STAMP)
+	@$(MAKE) --no-print-directory check > $(VENV)/check.log 2>&1 & checking=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal; tested=$$?; \
+	wait $$checking; checked=$$?; cat $(VENV)/check.log; exit $$((tested | checked))
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -101,12 +101,13 @@ def command(
     from lcm_arith.evaluation import answers
     from lcm_arith.evaluation.asked import parse_asked
     from lcm_arith.evaluation.findings import confirmed, find, with_findings
-    from lcm_arith.evaluation.grid import load_vectors, run_grid
+    from lcm_arith.evaluation.grid import run_grid
     from lcm_arith.evaluation.lists import parse_counts, parse_decimals
     from lcm_arith.evaluation.metrics import METRICS, choose
-    from lcm_arith.evaluation.plan import choose_prompts, make_grid
+    from lcm_arith.evaluation.plan import choose_prompts, make_grid, plain_cells
     from lcm_arith.evaluation.references import read_references
     from lcm_arith.evaluation.report import ceilings_line, check_csv_name, notes, write_report
+    from lcm_arith.evaluation.sources import Sources
     from lcm_arith.families import embedded
     from lcm_arith.formats.container import refuse_existing
 
@@ -121,18 +122,18 @@ def command(
     if table.is_dir() or table.parent != out:
         refuse_existing(table, force=True)
     check_csv_name(table, out)
-    *vectors, style_set = load_vectors(*names)
+    sources = Sources()
     grid = make_grid(
-        style=names[0], accel=names[1], style_set=style_set, l1=lists[0], l2=lists[1],
-        steps=counts, prompts=chosen, seeds=seeds, family=embedded(),
+        cells=plain_cells(*names, lists[0], lists[1], counts), prompts=chosen, seeds=seeds,
+        family=sources.family, style_set=sources.style_set,
     )  # fmt: skip
+    sources.check(grid.rows)
     asked = parse_asked(
         grid, best_by=best_by, baseline=baseline, noninferior=noninferior, confirm=confirm
     )
     with progress() as bar:
         draw = partial(
-            run_grid, vectors=(vectors[0], vectors[1]), family=embedded(), folder=out,
-            on_stage=Stages(bar), references=references,
+            run_grid, sources=sources, folder=out, on_stage=Stages(bar), references=references,
             chosen={*measured, *asked.metrics},
         )  # fmt: skip
         result = draw(grid)

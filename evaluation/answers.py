@@ -9,8 +9,8 @@ import pandas as pd
 
 from lcm_arith.evaluation.findings import Findings, with_findings
 from lcm_arith.evaluation.grid import Result
-from lcm_arith.evaluation.plan import Row
 from lcm_arith.evaluation.report import verdict
+from lcm_arith.evaluation.rows import Row
 
 SURE: Final = 0.05
 _NAMED: Final = 6  # cells that a sentence names

@@ -9,7 +9,8 @@ from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.best import TARGETS
 from lcm_arith.evaluation.lists import parse_counts, parse_one
 from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS
-from lcm_arith.evaluation.plan import Grid, Row
+from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.rows import Row
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,21 @@ def cell_at(grid: Grid, l1: Decimal, l2: Decimal, steps: int) -> Row | None:
 def confirmation(grid: Grid, rows: tuple[Row, ...]) -> Grid:
     """The same grid of these cells alone, on as many seeds, which it has not seen."""
     first = max(grid.seeds) + 1
-    passes = {row.nfe for row in rows}
+    kept = {(row.context, row.nfe) for row in rows}
+    settings = (
+        replace(
+            setting,
+            controls={
+                n: ways for n, ways in setting.controls.items() if (setting.context, n) in kept
+            },
+        )
+        for setting in grid.settings
+    )
     return replace(
         grid,
+        settings=tuple(setting for setting in settings if setting.controls),
         cells=tuple(row for row in grid.cells if row in rows),
         seeds=tuple(range(first, first + len(grid.seeds))),
-        controls={n: ways for n, ways in grid.controls.items() if n in passes},
     )
 
 

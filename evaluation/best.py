@@ -83,7 +83,7 @@ def lower_bounds(
 
     Args:
         cells: ``[cells, prompts, seeds]``; a prompt that is not defined for all is left out.
-        reference: ``[prompts, seeds]`` from the same prompts and noise.
+        reference: ``[prompts, seeds]``, or one per cell, from the same prompts and noise.
         better: ``"high"`` or ``"low"``.
         seed: Of the resampling.
 

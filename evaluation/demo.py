@@ -10,11 +10,12 @@ from typing import Final
 from lcm_arith.adapters import save
 from lcm_arith.combination import combine
 from lcm_arith.embedded import files
-from lcm_arith.evaluation.grid import OnStage, Result, load_vectors, run_grid
-from lcm_arith.evaluation.plan import Row, choose_prompts, make_grid
+from lcm_arith.evaluation.grid import OnStage, Result, run_grid
+from lcm_arith.evaluation.plan import choose_prompts, make_grid, plain_cells
 from lcm_arith.evaluation.report import png_bytes, verdict, write_report
+from lcm_arith.evaluation.rows import Row
 from lcm_arith.evaluation.sheets import contact_sheet
-from lcm_arith.families import embedded
+from lcm_arith.evaluation.sources import Sources
 from lcm_arith.formats.container import write_bytes
 
 L1: Final = (Decimal("0.6"), Decimal("0.8"), Decimal("1"))
@@ -43,14 +44,12 @@ def run_demo(folder: Path, on_stage: OnStage) -> Shown:
     file = folder / "combined.safetensors"
     tau = combine(style, accel, l1=float(PAPER[0]), l2=float(PAPER[1]))
     save(tau, file, about={"kind": "combined"}, force=True)
-    *vectors, style_set = load_vectors(style, accel)
+    sources = Sources()
     grid = make_grid(
-        style=style, accel=accel, style_set=style_set, l1=L1, l2=L2, steps=STEPS,
-        prompts=choose_prompts(PROMPTS, "A"), seeds=SEEDS, family=embedded(),
+        cells=plain_cells(style, accel, L1, L2, STEPS), prompts=choose_prompts(PROMPTS, "A"),
+        seeds=SEEDS, family=sources.family, style_set=sources.style_set,
     )  # fmt: skip
-    result = run_grid(
-        grid, (vectors[0], vectors[1]), family=embedded(), folder=folder / "grid", on_stage=on_stage
-    )
+    result = run_grid(grid, sources, folder=folder / "grid", on_stage=on_stage)
     written = write_report(result, folder / "grid", folder / "grid.csv")
     sheet = folder / "sheet.png"
     write_bytes(sheet, png_bytes(_sheet(result)), force=True)
@@ -67,15 +66,11 @@ def _paper_cell(result: Result, steps: int) -> Row:
 
 def _sheet(result: Result) -> object:
     """Rows: teacher; control at 4, 2, 1 UNet passes; combined at 4, 2, 1."""
-    passes = sorted(STEPS, reverse=True)
-    rows = [
-        result.grid.teacher,
-        *(result.control(count) for count in passes),
-        *(_paper_cell(result, count) for count in passes),
-    ]
+    cells = [_paper_cell(result, count) for count in sorted(STEPS, reverse=True)]
+    rows = [result.grid.only.teacher, *map(result.control, cells), *cells]
     seeds, shown = len(result.grid.seeds), result.grid.prompts[:_COLUMNS]
     pictures = [
         (row.label, [result.pixels[row][at * seeds] for at in range(len(shown))]) for row in rows
     ]
-    title = f"{PAPER[0]} · {result.grid.style} + {PAPER[1]} · {result.grid.accel}"
+    title = f"{PAPER[0]} · {cells[0].context.style} + {PAPER[1]} · {cells[0].accel}"
     return contact_sheet(pictures, shown, title)

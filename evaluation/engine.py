@@ -24,11 +24,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from lcm_arith.combination import NONE
 from lcm_arith.embedded import files
-from lcm_arith.evaluation.plan import Grid, Row, digest
+from lcm_arith.evaluation.plan import Grid, digest
+from lcm_arith.evaluation.rows import Mix, Row
+from lcm_arith.evaluation.sources import Sources, style_terms
 from lcm_arith.formats.container import write_bytes
 from lcm_arith.fuse import LiveWeights
-from lcm_arith.sampling import SAMPLERS, encode_prompts, sample
+from lcm_arith.modules import EMBEDDED
+from lcm_arith.sampling import SAMPLERS, encode_prompts, sample, too_long
 from lcm_arith.vector import TaskVector
 
 CHUNK: Final = 32  # pictures made together
@@ -54,17 +58,12 @@ class Engine:
 
     Args:
         folder: Where ``images/`` and ``chunks/`` are kept.
-        load: Loads the base pipeline; called at the first picture that is missing, and once.
-        base_digest: Identifies the base model's weights.
-        style, accel: The two vectors as loaded from files, empty where there is none.
+        sources: Of bases and vectors.
         fast: As in ``lcm_arith.sampling.sample``.
     """
 
     folder: Path
-    load: Callable[[], Any]
-    base_digest: str
-    style: TaskVector
-    accel: TaskVector
+    sources: Sources
     fast: bool = False
     counters: Counters = field(default_factory=Counters)
     _live: LiveWeights | None = None
@@ -76,14 +75,14 @@ class Engine:
         for folder in ("images", "chunks"):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         distinct = {row.pixels_key: row for row in grid.rows}.values()
-        rows = sorted(distinct, key=lambda row: row.pixels_key)
-        for (l1, l2), same in groupby(rows, key=lambda row: (row.l1, row.l2)):
+        rows = sorted(distinct, key=lambda row: repr(row.mixes))
+        for (mix,), same in groupby(rows, key=lambda row: row.mixes):
             applied = False
             for row in same:
                 for items in _chunks(grid.items):
                     if self._record(row, items) is None:
                         if not applied:
-                            self._apply(l1, l2)
+                            self._apply(mix)
                             applied = True
                         self._make(row, items)
                     on_rows(row.nfe * len(items))
@@ -109,15 +108,14 @@ class Engine:
     def _key(self, row: Row, items: Sequence[tuple[str, int]]) -> str:
         terms = [
             [repr(float(weight) * own), source.origin["sha256"]]
-            for weight, tau in ((row.l1, self.style), (row.l2, self.accel))
+            for weight, tau in self._terms(row.mixes[0])
             for own, source in tau.terms
-            if weight
         ]
         return digest(
             json.dumps(
                 {
                     "versions": _versions(),
-                    "base": self.base_digest,
+                    "base": self.sources.base(row.context.base).digest,
                     "terms": terms,
                     "sampler": [row.sampler, SAMPLERS[row.sampler].options],
                     "steps": row.steps,
@@ -148,12 +146,21 @@ class Engine:
 
     def _pipeline(self) -> LiveWeights:
         if self._live is None:
-            self._live = LiveWeights(self.load())
+            self._live = LiveWeights(self.sources.base(EMBEDDED).pipeline)
             self.counters.pipeline_loads += 1
         return self._live
 
-    def _apply(self, l1: Decimal, l2: Decimal) -> None:
-        tau = float(l1) * self.style + float(l2) * self.accel
+    def _terms(self, mix: Mix) -> list[tuple[Decimal, TaskVector]]:
+        style = [(mix.l1 * term.weights.overall, term.name) for term in style_terms(mix.style)]
+        accel = [(mix.l2, mix.accel)] if mix.accel != NONE else []
+        return [(weight, self.sources.vector(name)) for weight, name in (*style, *accel)]
+
+    def cut_prompts(self, grid: Grid) -> list[str]:
+        """Prompts of which the text encoder reads only the beginning."""
+        return too_long(self.sources.base(EMBEDDED).pipeline.tokenizer, grid.prompts)
+
+    def _apply(self, mix: Mix) -> None:
+        tau = sum((float(weight) * tau for weight, tau in self._terms(mix)), TaskVector())
         self._pipeline().apply(tau)
         self.counters.weight_rebuilds += 1
         text = tuple(module for module in tau if not module.startswith("unet."))

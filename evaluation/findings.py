@@ -15,13 +15,14 @@ from lcm_arith.evaluation.best import best_set, lower_bounds, score
 from lcm_arith.evaluation.comparisons import compare
 from lcm_arith.evaluation.grid import KEY_COLUMNS, Result
 from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS
-from lcm_arith.evaluation.plan import Grid, Row
+from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.rows import Row
 from lcm_arith.evaluation.stats import intervals, per_prompt
 
 PAPER: Final = (Decimal("0.8"), Decimal(1), 4)  # eq. 3's λ1 and λ2, and LCM-LoRA's usual steps
 COMPARISON_COLUMNS: Final = (
     *KEY_COLUMNS, "baseline_l1", "baseline_l2", "baseline_steps", "metric",
-    "diff", "lo", "hi", "p_perm", "p_holm", "p_better", "n_prompts",
+    "diff", "lo", "hi", "p_perm", "p_holm", "p_better", "n_prompts", "cell_id", "baseline_id",
 )  # fmt: skip
 
 
@@ -107,8 +108,8 @@ def _default_metric(result: Result, cells: list[Row]) -> str:
 
 def _fewest(result: Result, cells: list[Row], margin: Margin) -> tuple[Row, float] | None:
     values = _values(result, cells, margin.metric)
-    teacher = result.metric(result.grid.teacher, margin.metric)
-    bounds = lower_bounds(values, teacher, BETTER[margin.metric])
+    teachers = [result.metric(result.grid.of(row).teacher, margin.metric) for row in cells]
+    bounds = lower_bounds(values, np.stack(teachers), BETTER[margin.metric])
     kept = [
         (row, float(bound))
         for row, bound in zip(cells, bounds, strict=True)
@@ -131,9 +132,12 @@ def _columns(result: Result, p_best: dict[Row, float], best: dict[Row, float]) -
 
 
 def _comparisons(result: Result, cells: list[Row], baseline: Row, *, chosen: bool) -> pd.DataFrame:
-    keys = dict(zip(result.rows, result.cells[list(KEY_COLUMNS)].to_dict("records"), strict=True))
+    keys = dict(
+        zip(result.rows, result.cells[[*KEY_COLUMNS, "cell_id"]].to_dict("records"), strict=True)
+    )
     others = [row for row in cells if row != baseline]
     against = {f"baseline_{key}": keys[baseline][key] for key in ("l1", "l2", "steps")}
+    against["baseline_id"] = baseline.cell_id
     lines = [
         {
             **keys[row],

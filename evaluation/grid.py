@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from lcm_arith.adapters import facts, load
-from lcm_arith.combination import NONE
-from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.evaluation.engine import Counters, Engine
 from lcm_arith.evaluation.metrics import METRICS, PICTURE_METRICS, Sample, measure, names
 from lcm_arith.evaluation.pixels import OK, defects
-from lcm_arith.evaluation.plan import Grid, Row
+from lcm_arith.evaluation.plan import Grid, Setting
 from lcm_arith.evaluation.references import References, true_references
+from lcm_arith.evaluation.rows import Row, keys
+from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.stats import Interval, paired
 from lcm_arith.evaluation.yardstick import Yardstick, cell_means
-from lcm_arith.families import Shipped, check_same_family
-from lcm_arith.fuse import check_compatible
-from lcm_arith.sampling import load_pipeline, too_long
-from lcm_arith.vector import TaskVector
 
 KEY_COLUMNS: Final = ("role", "style", "accel", "l1", "l2", "sampler", "steps", "guidance")
+MORE_KEYS: Final = (
+    "cell_id", "base", "method", "rank", "te", "l1_schedule", "l2_schedule", "negative", "edit",
+)  # fmt: skip
+"""Keys that came later: they stand behind."""
 CELL_COLUMNS: Final = (
     *KEY_COLUMNS,
     "n_prompts",
@@ -38,6 +36,7 @@ CELL_COLUMNS: Final = (
     "seconds_per_image",
     *names(since=2),
     "n_defects",
+    *MORE_KEYS,
 )
 IMAGE_COLUMNS: Final = (
     *KEY_COLUMNS,
@@ -47,6 +46,7 @@ IMAGE_COLUMNS: Final = (
     "sha256",
     *PICTURE_METRICS,
     "defect",
+    *MORE_KEYS,
 )
 
 OnStage = Callable[[str, int, int, str], None]
@@ -58,13 +58,13 @@ class Result:
 
     Args:
         grid: The plan.
-        rows: base, teacher, one control per NFE (the best), and the cells, as in the CSV.
+        rows: Of each setting base, teacher, one control per NFE (the best); then the cells.
         cells: One line per row, :data:`CELL_COLUMNS`.
         images: One line per picture, :data:`IMAGE_COLUMNS`.
         metrics: Row → metric → one value per picture.
         pixels: Row → uint8 ``[items, H, W, 3]``.
         unknown_prompts: Prompts that have no true picture.
-        cut_prompts: Prompts of which the text encoder reads only the beginning.
+        cut_prompts: Prompts of which a text encoder reads only the beginning.
         counters: Work that was really done.
     """
 
@@ -83,37 +83,39 @@ class Result:
         shape = (len(self.grid.prompts), len(self.grid.seeds))
         return self.metrics[row][name].astype(float).reshape(shape)
 
-    def control(self, passes: int) -> Row:
-        """The best control of an NFE."""
-        return next(r for r in self.rows if r.role == "control" and r.nfe == passes)
+    def control(self, row: Row) -> Row:
+        """The best control of a row's context and NFE."""
+        return next(
+            r for r in self.rows if (r.role, r.context, r.nfe) == ("control", row.context, row.nfe)
+        )
 
     def against_control(self, cell: Row, metric: str = "pair_distance") -> Interval:
         """Cell − control of equal NFE, paired over prompt and seed."""
-        control = self.control(cell.nfe)
-        return paired(self.metric(cell, metric), self.metric(control, metric))
+        return paired(self.metric(cell, metric), self.metric(self.control(cell), metric))
 
+    def parts(self) -> tuple[Result, ...]:
+        """The results of each base and style, whose cells are compared with one another."""
+        return tuple(self._part(part) for part in self.grid.parts())
 
-def load_vectors(style: str, accel: str) -> tuple[TaskVector, TaskVector, str | None]:
-    """The two vectors, and the picture set that the style vector was trained on, if it says so.
-
-    Raises:
-        NotFoundError, InvalidContentError, IncompatibleError: If one of them cannot be used.
-    """
-    named = {name: load(name) for name in dict.fromkeys((style, accel)) if name != NONE}
-    check_same_family(named)
-    own = facts(named[style]).get("style") if style in named else None
-    return (
-        named.get(style, TaskVector()),
-        named.get(accel, TaskVector()),
-        own if isinstance(own, str) and own in pictures.sets() else None,
-    )
+    def _part(self, part: Grid) -> Result:
+        if part == self.grid:
+            return self
+        contexts = {setting.context for setting in part.settings}
+        rows = tuple(row for row in self.rows if row.context in contexts)
+        ids = {row.cell_id for row in rows}
+        return replace(
+            self,
+            grid=part,
+            rows=rows,
+            cells=self.cells[self.cells.cell_id.isin(ids)].reset_index(drop=True),
+            images=self.images[self.images.cell_id.isin(ids)].reset_index(drop=True),
+        )
 
 
 def run_grid(
     grid: Grid,
-    vectors: tuple[TaskVector, TaskVector],
+    sources: Sources,
     *,
-    family: Shipped,
     folder: Path,
     on_stage: OnStage,
     fast: bool = False,
@@ -124,8 +126,7 @@ def run_grid(
 
     Args:
         grid: The plan.
-        vectors: Style and acceleration vector.
-        family: Base model and its defaults.
+        sources: Of its bases and vectors.
         folder: Store of the pictures; an earlier one is continued.
         on_stage: Told about progress.
         fast: As in ``lcm_arith.sampling.sample``.
@@ -135,41 +136,19 @@ def run_grid(
     Raises:
         IncompatibleError: If a vector does not fit the base model; nothing is made then.
     """
-    engine, pipeline = draw_grid(
-        grid, vectors, family=family, folder=folder, on_stage=on_stage, fast=fast
-    )
-    yardstick = Yardstick(
-        load_judge(), load_probe(), grid.target_sets, grid.style_set, grid.prompts
-    )
-    return _measure(
-        grid,
-        engine,
-        _samples(
-            grid, engine, yardstick, references or true_references(grid.target_sets, grid.prompts)
-        ),
-        chosen,
-        too_long(pipeline.tokenizer, grid.prompts),
-        on_stage,
-    )
+    engine = draw_grid(grid, sources, folder=folder, on_stage=on_stage, fast=fast)
+    return _measure(grid, engine, _samples(grid, engine, references), chosen, on_stage)
 
 
 def draw_grid(
-    grid: Grid,
-    vectors: tuple[TaskVector, TaskVector],
-    *,
-    family: Shipped,
-    folder: Path,
-    on_stage: OnStage,
-    fast: bool = False,
-) -> tuple[Engine, Any]:
-    """Makes what is missing in ``folder``; the engine that knows the pictures, and the pipeline.
+    grid: Grid, sources: Sources, *, folder: Path, on_stage: OnStage, fast: bool = False
+) -> Engine:
+    """Makes what is missing in ``folder``; the engine that knows the pictures.
 
     Arguments and errors as :func:`run_grid`.
     """
-    pipeline = load_pipeline(family.base)
-    for tau in vectors:
-        check_compatible(pipeline, tau)
-    engine = Engine(folder, lambda: pipeline, _base_digest(family), *vectors, fast=fast)
+    sources.check(grid.rows)
+    engine = Engine(folder, sources, fast=fast)
     distinct = {row.pixels_key: row.nfe for row in grid.rows}
     total, done = sum(distinct.values()) * len(grid.items), 0
 
@@ -179,26 +158,24 @@ def draw_grid(
         on_stage("draw", done, total, "UNet passes")
 
     engine.render(grid, on_rows)
-    return engine, pipeline
+    return engine
 
 
-def _base_digest(family: Shipped) -> str:
-    listed = {
-        path.relative_to(family.base).as_posix(): files.sha256(path)
-        for path in sorted(family.base.rglob("*"))
-        if path.is_file()
-    }
-    return json.dumps(listed, sort_keys=True)
+def _samples(grid: Grid, engine: Engine, references: References | None) -> dict[Row, Sample]:
+    found: dict[Row, Sample] = {}
+    judge, probe = load_judge(), load_probe()
+    for setting in grid.settings:
+        drawn = tuple(map(setting.context.text, grid.prompts))
+        yardstick = Yardstick(judge, probe, setting.target_sets, setting.style_set, drawn)
+        held = references or true_references(setting.target_sets, drawn)
 
-
-def _samples(
-    grid: Grid, engine: Engine, yardstick: Yardstick, references: References | None
-) -> dict[Row, Sample]:
-    def of(row: Row, teacher: Sample | None) -> Sample:
-        return Sample(engine.pixels(row, grid), grid.prompts, yardstick, references, teacher)
-
-    teacher = of(grid.teacher, None)
-    return {row: teacher if row == grid.teacher else of(row, teacher) for row in grid.rows}
+        teacher = Sample(engine.pixels(setting.teacher, grid), drawn, yardstick, held)
+        cells = [cell for cell in grid.cells if cell.context == setting.context]
+        for row in (*setting.rows, *cells):
+            pixels = engine.pixels(row, grid)
+            found[row] = Sample(pixels, drawn, yardstick, held, teacher)
+        found[setting.teacher] = teacher
+    return found
 
 
 def _measure(
@@ -206,14 +183,10 @@ def _measure(
     engine: Engine,
     samples: dict[Row, Sample],
     chosen: Collection[str],
-    cut_prompts: list[str],
     on_stage: OnStage,
 ) -> Result:
-    best = tuple(
-        best_row(candidates, {row: samples[row].judged for row in candidates})
-        for candidates in grid.controls.values()
-    )
-    rows = (grid.base, grid.teacher, *best, *grid.cells)
+    margins = [row for setting in grid.settings for row in _margins(setting, samples)]
+    rows = (*margins, *grid.cells)
     metrics: dict[Row, dict[str, np.ndarray]] = {}
     of_cell: dict[Row, dict[str, float]] = {}
     faults: dict[Row, np.ndarray] = {}
@@ -223,7 +196,7 @@ def _measure(
         on_stage("measure", done, len(rows), "")
     cells = [
         {
-            **_keys(grid, row),
+            **named(row),
             "n_prompts": len(grid.prompts),
             "n_seeds": len(grid.seeds),
             "n_images": len(grid.items),
@@ -238,6 +211,7 @@ def _measure(
     images = [
         _image_lines(grid, row, engine, {**metrics[row], "defect": faults[row]}) for row in rows
     ]
+    unknown = (p for s in grid.settings for p in samples[s.teacher].yardstick.unknown_prompts)
     return Result(
         grid,
         rows,
@@ -245,10 +219,18 @@ def _measure(
         pd.concat(images, ignore_index=True),
         metrics,
         {row: samples[row].pixels for row in rows},
-        samples[grid.teacher].yardstick.unknown_prompts,
-        cut_prompts,
+        list(dict.fromkeys(unknown)),
+        engine.cut_prompts(grid),
         engine.counters,
     )
+
+
+def _margins(setting: Setting, samples: dict[Row, Sample]) -> tuple[Row, ...]:
+    best = (
+        best_row(candidates, {row: samples[row].judged for row in candidates})
+        for candidates in setting.controls.values()
+    )
+    return (setting.base, setting.teacher, *best)
 
 
 def best_row(rows: Sequence[Row], metrics: dict[Row, dict[str, np.ndarray]]) -> Row:
@@ -259,17 +241,9 @@ def best_row(rows: Sequence[Row], metrics: dict[Row, dict[str, np.ndarray]]) -> 
     return max(rows, key=lambda row: float(means[row]["prompt_score"]))
 
 
-def _keys(grid: Grid, row: Row) -> dict[str, Any]:
-    return {
-        "role": row.role,
-        "style": grid.style,
-        "accel": grid.accel,
-        "l1": str(row.l1),
-        "l2": str(row.l2),
-        "sampler": row.sampler,
-        "steps": row.steps,
-        "guidance": row.guidance,
-    }
+def named(row: Row) -> dict[str, Any]:
+    """The columns that name a row."""
+    return {**keys(row), "cell_id": row.cell_id}
 
 
 def _image_lines(
@@ -278,7 +252,7 @@ def _image_lines(
     paths = [engine.picture_path(row, item).relative_to(engine.folder) for item in grid.items]
     return pd.DataFrame(
         {
-            **_keys(grid, row),
+            **named(row),
             "prompt": [prompt for prompt, _ in grid.items],
             "seed": [seed for _, seed in grid.items],
             "path": [path.as_posix() for path in paths],

@@ -1,64 +1,56 @@
-"""What a grid consists of: rows, and the pictures of each."""
+"""What a grid consists of: cells, their margins and controls, and the pictures of each."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
+from lcm_arith.evaluation.rows import (
+    ONE,
+    ZERO,
+    Context,
+    Item,
+    Row,
+    keys,
+    of_keys,
+)
 from lcm_arith.families import Family
-from lcm_arith.sampling import nfe
-
-ONE, ZERO = Decimal(1), Decimal(0)
+from lcm_arith.modules import EMBEDDED
 
 
 @dataclass(frozen=True)
-class Row:
-    """One way of making pictures; a row of the CSV.
+class Setting:
+    """A context with the rows that its cells are held against.
 
     Args:
-        role: base, teacher, control or cell.
-        l1: λ1, weight of the style vector.
-        l2: λ2, weight of the acceleration vector.
-        sampler: A name of ``lcm_arith.sampling.SAMPLERS``.
-        steps: Sampling steps.
-        guidance: diffusers' guidance scale.
+        context: Base, style, negative prompt, edit.
+        target_sets: Picture sets whose drawings count as true: the style's, or every base set
+            without a style vector; none for a style whose pictures are not shipped.
+        style_set: The set that the probe must name; None leaves ``style_accuracy`` empty.
+        base, teacher: The two margins; equal but for the role without a style vector.
+        controls: NFE → its candidates.
     """
 
-    role: str
-    l1: Decimal
-    l2: Decimal
-    sampler: str
-    steps: int
-    guidance: float
+    context: Context
+    target_sets: tuple[str, ...]
+    style_set: str | None
+    base: Row
+    teacher: Row
+    controls: dict[int, tuple[Row, ...]]
 
     @property
-    def pixels_key(self) -> tuple[Decimal, Decimal, str, int, float]:
-        """All of it that changes pixels; the role does not."""
-        return (self.l1, self.l2, self.sampler, self.steps, self.guidance)
-
-    @property
-    def nfe(self) -> int:
-        """UNet passes a picture."""
-        return nfe(self.steps, self.guidance)
-
-    @property
-    def label(self) -> str:
-        """What a person reads beside the row's pictures."""
-        passes = f"{self.nfe} NFE"
-        if self.role == "cell":
-            return f"λ₁ {self.l1}  λ₂ {self.l2}  {passes}"
-        how = f"{self.sampler} {self.steps}" + (
-            f" s={self.guidance:g}" if self.nfe > self.steps else ""
-        )
-        return f"{self.role}  {passes}\n{how}"
+    def rows(self) -> tuple[Row, ...]:
+        """Margins and candidates."""
+        candidates = [row for rows in self.controls.values() for row in rows]
+        return (self.base, self.teacher, *candidates)
 
 
 @dataclass(frozen=True)
@@ -66,41 +58,61 @@ class Grid:
     """A whole grid.
 
     Args:
-        style, accel: Shipped names or paths, or ``"none"``.
-        target_sets: Picture sets whose drawings count as true: the style's, or every base set
-            without a style vector; none for a style whose pictures are not shipped.
-        style_set: The set that the probe must name; None leaves ``style_accuracy`` empty.
+        settings: One per context.
         prompts: Captions.
         seeds: Seeds per caption.
-        cells: Rows of role cell.
-        base, teacher: The two margins; equal but for the role without a style vector.
-        controls: NFE → its candidates.
+        cells: Rows of role cell, each of the context of a setting.
     """
 
-    style: str
-    accel: str
-    target_sets: tuple[str, ...]
-    style_set: str | None
+    settings: tuple[Setting, ...]
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     cells: tuple[Row, ...]
-    base: Row
-    teacher: Row
-    controls: dict[int, tuple[Row, ...]]
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """Every row whose pictures are needed, each once."""
-        candidates = [row for rows in self.controls.values() for row in rows]
-        return tuple(dict.fromkeys((self.base, self.teacher, *candidates, *self.cells)))
+        margins = [row for setting in self.settings for row in setting.rows]
+        return tuple(dict.fromkeys((*margins, *self.cells)))
 
     @property
-    def items(self) -> tuple[tuple[str, int], ...]:
+    def items(self) -> tuple[Item, ...]:
         """(prompt, seed) of each picture of a row, prompt by prompt."""
         return tuple((prompt, seed) for prompt in self.prompts for seed in self.seeds)
 
+    @property
+    def title(self) -> str:
+        """The vectors, for people."""
+        styles = dict.fromkeys(setting.context.style for setting in self.settings)
+        accels = dict.fromkeys(cell.accel for cell in self.cells)
+        return f"{', '.join(styles)} + {', '.join(accels)}"
 
-def control_candidates(passes: int, guidance: float) -> tuple[Row, ...]:
+    @property
+    def only(self) -> Setting:
+        """The setting of a grid that has but one."""
+        (setting,) = self.settings
+        return setting
+
+    def of(self, row: Row) -> Setting:
+        """The setting of a row."""
+        return next(s for s in self.settings if s.context == row.context)
+
+    def parts(self) -> tuple[Grid, ...]:
+        """The grid of each base and style, whose cells are compared with one another."""
+        groups = dict.fromkeys(setting.context.group for setting in self.settings)
+        return tuple(
+            replace(
+                self,
+                settings=tuple(s for s in self.settings if s.context.group == group),
+                cells=tuple(row for row in self.cells if row.context.group == group),
+            )
+            for group in groups
+        )
+
+
+def control_candidates(
+    passes: int, guidance: float, context: Context, accel: str = NONE
+) -> tuple[Row, ...]:
     """Style-only ways of spending ``passes`` UNet passes without acceleration.
 
     LCM sampler and dpm++ unguided at that many steps and, where the number is even, both guided at
@@ -109,61 +121,141 @@ def control_candidates(passes: int, guidance: float) -> tuple[Row, ...]:
     ways = [(passes, 1.0)]
     if passes % 2 == 0 and guidance > 1:
         ways.append((passes // 2, guidance))
+    own = ONE if context.style != NONE else ZERO
     return tuple(
-        Row("control", ONE, ZERO, sampler, steps, scale)
+        Row("control", own, ZERO, sampler, steps, scale, context, accel)
         for steps, scale in ways
         for sampler in ("lcm", "dpm++")
+        if sampler != "lcm" or steps <= MOST_LCM_STEPS
     )
 
 
 MOST_LCM_STEPS: Final = 50
 
 
+def make_setting(
+    context: Context, cells: Sequence[Row], family: Family, style_set: str | None
+) -> Setting:
+    """The margins and controls of some cells, all of one context.
+
+    Args:
+        context: Theirs.
+        cells: At least one.
+        family: Of the base model.
+        style_set: Shipped picture set that the style vector was trained on, if there is one.
+    """
+    own, accel = ONE if context.style != NONE else ZERO, cells[0].accel
+    steps, guidance = family.teacher_steps, family.guidance
+    if context.base != EMBEDDED:
+        targets: tuple[str, ...] = ()
+    elif context.style == NONE:
+        targets = pictures.base_sets()
+    else:
+        targets = (style_set,) if style_set else ()
+    return Setting(
+        context, targets, style_set,
+        base=Row("base", ZERO, ZERO, "dpm++", steps, guidance, context, accel),
+        teacher=Row("teacher", own, ZERO, "dpm++", steps, guidance, context, accel),
+        controls={
+            passes: control_candidates(passes, guidance, context, accel)
+            for passes in sorted({cell.nfe for cell in cells}, reverse=True)
+        },
+    )  # fmt: skip
+
+
 def make_grid(
     *,
-    style: str,
-    accel: str,
-    style_set: str | None,
-    l1: Sequence[Decimal],
-    l2: Sequence[Decimal],
-    steps: Sequence[int],
+    cells: Sequence[Row],
     prompts: Sequence[str],
     seeds: int,
-    family: Family,
+    family: Callable[[str], Family],
+    style_set: Callable[[str], str | None],
 ) -> Grid:
-    """The grid of λ1 × λ2 × steps with its margins and controls.
+    """Cells with their margins and controls.
 
-    Without a style vector λ1 has nothing to weigh: one cell per λ2 and steps, with λ1 = 0.
+    Args:
+        cells: Of any contexts; equal ones count once.
+        prompts: Captions.
+        seeds: Seeds 0 to N − 1 of each.
+        family: Base → its family.
+        style_set: Style → shipped picture set that it was trained on, if there is one.
 
     Raises:
         UsageError: If a list is empty or a number out of range.
     """
-    if not (l1 and l2 and steps and prompts and seeds >= 1):
+    if not (cells and prompts and seeds >= 1):
         raise UsageError("a grid needs at least one λ1, λ2, step count, prompt and seed")
-    if max(steps) > MOST_LCM_STEPS:
-        raise UsageError(f"steps {max(steps)}: the LCM sampler takes at most {MOST_LCM_STEPS}")
-    weights1 = l1 if style != NONE else (ZERO,)
-    weights2 = l2 if accel != NONE else (ZERO,)
-    cells = tuple(
-        Row("cell", a, b, "lcm", n, 1.0) for a in weights1 for b in weights2 for n in steps
-    )
-    base = Row("base", ZERO, ZERO, "dpm++", family.teacher_steps, family.guidance)
-    own = ONE if style != NONE else ZERO
-    teacher = Row("teacher", own, ZERO, "dpm++", family.teacher_steps, family.guidance)
-    controls = {
-        passes: tuple(
-            Row(c.role, own, ZERO, c.sampler, c.steps, c.guidance)
-            for c in control_candidates(passes, family.guidance)
+    most = max((cell.steps for cell in cells if cell.sampler == "lcm"), default=0)
+    if most > MOST_LCM_STEPS:
+        raise UsageError(f"steps {most}: the LCM sampler takes at most {MOST_LCM_STEPS}")
+    distinct = tuple({cell.pixels_key: cell for cell in reversed(cells)}.values())[::-1]
+    contexts = dict.fromkeys(cell.context for cell in distinct)
+    settings = tuple(
+        make_setting(
+            context,
+            [cell for cell in distinct if cell.context == context],
+            family(context.base),
+            style_set(context.style),
         )
-        for passes in sorted({cell.nfe for cell in cells}, reverse=True)
+        for context in contexts
+    )
+    return Grid(settings, tuple(prompts), tuple(range(seeds)), distinct)
+
+
+def plain_cells(
+    style: str,
+    accel: str,
+    l1: Sequence[Decimal],
+    l2: Sequence[Decimal],
+    steps: Sequence[int],
+    base: str = EMBEDDED,
+) -> tuple[Row, ...]:
+    """λ1 × λ2 × steps; without a style vector λ1 has nothing to weigh and is 0, likewise λ2."""
+    weights1 = l1 if style != NONE else (ZERO,)[: len(l1)]
+    weights2 = l2 if accel != NONE else (ZERO,)[: len(l2)]
+    context = Context(base, style)
+    return tuple(
+        Row("cell", a, b, "lcm", n, 1.0, context, accel)
+        for a in weights1
+        for b in weights2
+        for n in steps
+    )
+
+
+def as_json(grid: Grid) -> dict[str, Any]:
+    """A grid as plain values, from which :func:`from_json` makes it again."""
+    return {
+        "settings": [
+            {
+                "target_sets": list(s.target_sets),
+                "style_set": s.style_set,
+                "base": keys(s.base),
+                "teacher": keys(s.teacher),
+                "controls": {str(n): [keys(row) for row in rows] for n, rows in s.controls.items()},
+            }
+            for s in grid.settings
+        ],
+        "prompts": list(grid.prompts),
+        "seeds": list(grid.seeds),
+        "cells": [keys(row) for row in grid.cells],
     }
-    if style == NONE:
-        targets: tuple[str, ...] = pictures.base_sets()
-    else:
-        targets = (style_set,) if style_set else ()
+
+
+def from_json(told: dict[str, Any]) -> Grid:
+    """The grid that :func:`as_json` told of."""
+    settings = []
+    for s in told["settings"]:
+        base = of_keys(s["base"])
+        controls = {int(n): tuple(map(of_keys, rows)) for n, rows in s["controls"].items()}
+        settings.append(
+            Setting(
+                base.context, tuple(s["target_sets"]), s["style_set"],
+                base, of_keys(s["teacher"]), controls,
+            )
+        )  # fmt: skip
     return Grid(
-        style, accel, targets, style_set, tuple(prompts), tuple(range(seeds)),
-        cells, base, teacher, controls,
+        tuple(settings), tuple(told["prompts"]), tuple(told["seeds"]),
+        tuple(map(of_keys, told["cells"])),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from lcm_arith.evaluation.best import TARGETS
 from lcm_arith.evaluation.findings import Findings, find, with_findings
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.metrics import BETTER, METRICS
-from lcm_arith.evaluation.plan import Row
+from lcm_arith.evaluation.rows import Row
 from lcm_arith.evaluation.sheets import contact_sheet
 from lcm_arith.evaluation.stats import FEWEST, ROUGH
 from lcm_arith.formats.container import write_bytes
@@ -95,7 +95,7 @@ def grid_sheet(result: Result) -> Any:
         (row.label, [result.pixels[row][index * seeds] for index in range(len(shown))])
         for row in result.rows
     ]
-    return contact_sheet(rows, shown, f"{result.grid.style} + {result.grid.accel}")
+    return contact_sheet(rows, shown, result.grid.title)
 
 
 def heatmap(result: Result, metric: str) -> bytes:
@@ -125,7 +125,7 @@ def heatmap(result: Result, metric: str) -> bytes:
         axis.set_yticks(range(len(l1)), [str(a) for a in l1])
         axis.set_xlabel("λ₂ (acceleration)")
         axis.set_ylabel("λ₁ (style)")
-        control = result.control(count)
+        control = result.control(next(r for r in cells if r.steps == count))
         axis.set_title(f"{count} steps\ncontrol {values[control]:.3f}", fontsize=9)
         for (i, j), value in np.ndenumerate(table):
             level = image.norm(value)
@@ -133,10 +133,10 @@ def heatmap(result: Result, metric: str) -> bytes:
             dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
             axis.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=8,
                       color="white" if dark else "black")  # fmt: skip
-    grid = result.grid
+    grid, setting = result.grid, result.grid.settings[0]
     figure.suptitle(
-        f"{metric}: {grid.style} + {grid.accel}   "
-        f"(teacher {values[grid.teacher]:.3f}, base {values[grid.base]:.3f})",
+        f"{metric}: {grid.title}   "
+        f"(teacher {values[setting.teacher]:.3f}, base {values[setting.base]:.3f})",
         fontsize=10,
     )
     figure.tight_layout()
@@ -161,21 +161,19 @@ def _scale(metric: str, values: np.ndarray) -> tuple[str, float, float]:
 
 def ceilings_line(result: Result) -> str:
     """What the judge says of true pictures: the best a figure can be; empty without truth."""
-    if not result.grid.target_sets:
-        return ""
     known, stored = pictures.by_caption(), files.ceilings()
     parts = sorted({known[p].part for p in result.grid.prompts if p in known})
+    targets = dict.fromkeys(s.style_set for s in result.grid.settings if s.target_sets)
     lines = []
-    for part in parts:
-        target = stored[part][result.grid.style_set or "base"]
-        names = [
-            name for name in target["vae"] if name != "style_accuracy" or result.grid.style_set
-        ]
+    for part, style_set in ((part, name) for part in parts for name in targets):
+        target = stored[part][style_set or "base"]
+        names = [name for name in target["vae"] if name != "style_accuracy" or style_set]
         values = (
             f"{name} {target['real'][name]:.3f} / {target['vae'][name]:.3f}" for name in names
         )
+        of = f" of {style_set or 'base'}" if len(targets) > 1 else ""
         lines.append(
-            f"ceilings on part {part}, true pictures as drawn / through the VAE: "
+            f"ceilings on part {part}{of}, true pictures as drawn / through the VAE: "
             + ", ".join(values)
         )
     return "\n".join(lines)
@@ -184,18 +182,20 @@ def ceilings_line(result: Result) -> str:
 def notes(result: Result) -> list[str]:
     """What the tables leave out, in words."""
     grid, found = result.grid, []
-    if grid.style == NONE:
+    contexts = [setting.context for setting in grid.settings]
+    if any(context.style == NONE for context in contexts):
         found.append("without a style vector λ1 has nothing to weigh: every cell has l1 = 0")
-    if grid.accel == NONE:
+    if any(cell.accel == NONE for cell in grid.cells):
         found.append(
             "without an acceleration vector λ2 has nothing to weigh: every cell has l2 = 0"
         )
-    if not grid.target_sets:
-        found.append(
-            f"{grid.style} names no shipped picture set: no picture is true of its style, "
-            "so pair_distance, sharp_ratio, diversity and style_accuracy are empty"
-        )
-    elif result.unknown_prompts:
+    untrue = dict.fromkeys(s.context.style for s in grid.settings if not s.target_sets)
+    found += [
+        f"{style} names no shipped picture set: no picture is true of its style, "
+        "so pair_distance, sharp_ratio, diversity and style_accuracy are empty"
+        for style in untrue
+    ]
+    if len(untrue) < len(contexts) and result.unknown_prompts:
         found.append(f"no true pictures of {', '.join(map(repr, result.unknown_prompts))}")
     if result.cut_prompts:
         found.append(f"too long, their ends are not read: {', '.join(result.cut_prompts)}")
@@ -214,7 +214,7 @@ def verdict(result: Result, row: Row) -> str:
     if np.isnan(gap.mean):
         return f"{where}: there are no true pictures of these prompts in this style to compare with"
     cell, control = (
-        float(np.nanmean(result.metric(r, "pair_distance"))) for r in (row, result.control(row.nfe))
+        float(np.nanmean(result.metric(r, "pair_distance"))) for r in (row, result.control(row))
     )
     figures = f"distance {cell:.3f} against {control:.3f}, difference {gap}"
     word = "closer to" if gap.mean < 0 else "farther from"

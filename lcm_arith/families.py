@@ -133,9 +133,9 @@ def family(name: str) -> Family:
     return _ROWS[name]
 
 
-def misfits(tau: TaskVector, family: Shipped) -> list[str]:
-    """The modules of ``tau`` that the family's base lacks or holds in another shape."""
-    shapes = weight_shapes(family.base)
+def misfits(tau: TaskVector, base: Path) -> list[str]:
+    """The modules of ``tau`` that a base's folder lacks or holds in another shape."""
+    shapes = weight_shapes(base)
     return [m for m in tau if not fits(tuple(tau.shape_of(m)), target_shape(shapes, m))]
 
 
@@ -151,7 +151,7 @@ def check_same_family(vectors: dict[str, TaskVector]) -> None:
             shapes, or spell the layers of one transformer differently.
     """
     _check_spelling(vectors)
-    wrong = {name: misfits(tau, embedded()) for name, tau in vectors.items() if tau}
+    wrong = {name: misfits(tau, embedded().base) for name, tau in vectors.items() if tau}
     fitting = [name for name, bad in wrong.items() if not bad]
     if not fitting and len(wrong) > 1:
         (first, one), *rest = ((name, tau) for name, tau in vectors.items() if tau)

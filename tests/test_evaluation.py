@@ -16,11 +16,20 @@ from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundError, UsageError
 from lcm_arith.evaluation.engine import Engine
-from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, load_vectors, run_grid
+from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, run_grid
 from lcm_arith.evaluation.lists import parse_counts, parse_decimals
-from lcm_arith.evaluation.plan import choose_prompts, control_candidates, make_grid
+from lcm_arith.evaluation.plan import (
+    as_json,
+    choose_prompts,
+    control_candidates,
+    from_json,
+    make_grid,
+    plain_cells,
+)
 from lcm_arith.evaluation.report import csv_bytes, write_report
+from lcm_arith.evaluation.rows import Context, Row
 from lcm_arith.evaluation.sheets import font
+from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.stats import closed_gap, of_means, paired, ratio
 from lcm_arith.evaluation.yardstick import Yardstick, mean_pair_distance
 from lcm_arith.families import embedded
@@ -84,31 +93,51 @@ def test_step_counts_are_whole_and_positive(text: str) -> None:
 
 def test_controls_spend_the_same_unet_passes_in_every_allowed_way() -> None:
     ways = {
-        n: {(c.sampler, c.steps, c.guidance) for c in control_candidates(n, 2.0)} for n in (1, 4)
+        n: {(c.sampler, c.steps, c.guidance) for c in control_candidates(n, 2.0, STYLED)}
+        for n in (1, 4)
     }
     assert ways[1] == {("lcm", 1, 1.0), ("dpm++", 1, 1.0)}
     assert ways[4] == {
         ("lcm", 4, 1.0), ("dpm++", 4, 1.0), ("lcm", 2, 2.0), ("dpm++", 2, 2.0),
     }  # fmt: skip
-    assert {c.nfe for c in control_candidates(4, 2.0)} == {4}
+    assert {c.nfe for c in control_candidates(4, 2.0, STYLED)} == {4}
 
 
-def small_grid(style: str = "fluent-emoji", **changes: Any) -> Any:
+STYLED = Context(style="fluent-emoji")
+
+
+def small_grid(style: str = "fluent-emoji", steps: tuple[int, ...] = (1, 2), **changes: Any) -> Any:
+    weights = parse_decimals("0.8,1", ""), parse_decimals("1", "")
     values: dict[str, Any] = {
-        "style": style, "accel": "lcm", "style_set": None if style == "none" else style,
-        "l1": parse_decimals("0.8,1", ""), "l2": parse_decimals("1", ""), "steps": (1, 2),
-        "prompts": ("fox", "cactus", "snake"), "seeds": 2, "family": embedded(),
+        "cells": plain_cells(style, "lcm", *weights, steps),
+        "prompts": ("fox", "cactus", "snake"), "seeds": 2,
+        "family": Sources().family, "style_set": Sources().style_set,
     }  # fmt: skip
     return make_grid(**{**values, **changes})
 
 
+def test_a_grid_goes_through_json_unchanged() -> None:
+    odd = Row(
+        "cell", Decimal("0.85"), Decimal(1), "euler", 4, 2.0,
+        Context("emoji", "a:1+b:0.5", "blurry, \"ugly\"", "fox=>cat"), "lcm", "ties", 8,
+        Decimal("0.5"), (Decimal("1.2"), Decimal("1.0"), Decimal("0.6"), Decimal("0.6")), (),
+    )  # fmt: skip
+    grid = small_grid(cells=(*plain_cells("none", "lcm", [Decimal(1)], [Decimal(1)], [1]), odd),
+                      style_set=lambda _: None)  # fmt: skip
+    assert from_json(json.loads(json.dumps(as_json(grid)))) == grid
+    assert [len(row.mixes) for row in grid.cells] == [1, 4]
+    assert grid.cells[0].mixes[0].style == "none"
+    assert len({row.cell_id for row in grid.rows}) == len(grid.rows)
+
+
 def test_a_grid_holds_margins_one_control_per_nfe_and_every_cell() -> None:
-    grid = small_grid()
-    assert (grid.base.l1, grid.base.l2, grid.base.sampler, grid.base.steps) == (0, 0, "dpm++", 25)
+    grid, setting = small_grid(), small_grid().only
+    assert (setting.base.l1, setting.base.l2) == (0, 0)
+    assert (setting.base.sampler, setting.base.steps) == ("dpm++", 25)
     guidance = json.loads((files.ROOT / "defaults.json").read_text())["guidance"]
-    assert (grid.teacher.l1, grid.teacher.l2, grid.teacher.guidance) == (1, 0, guidance)
-    assert list(grid.controls) == [2, 1]
-    assert all((c.l1, c.l2) == (1, 0) for rows in grid.controls.values() for c in rows)
+    assert (setting.teacher.l1, setting.teacher.l2, setting.teacher.guidance) == (1, 0, guidance)
+    assert list(setting.controls) == [2, 1]
+    assert all((c.l1, c.l2) == (1, 0) for rows in setting.controls.values() for c in rows)
     assert {(c.l1, c.l2, c.steps, c.guidance) for c in grid.cells} == {
         (Decimal(a), 1, n, 1.0) for a in ("0.8", "1") for n in (1, 2)
     }
@@ -116,8 +145,9 @@ def test_a_grid_holds_margins_one_control_per_nfe_and_every_cell() -> None:
 
 def test_without_a_style_the_teacher_is_the_base() -> None:
     grid = small_grid("none")
-    assert (grid.teacher.l1, grid.teacher.l2) == (grid.base.l1, grid.base.l2) == (0, 0)
-    assert grid.target_sets == pictures.base_sets()
+    setting = grid.only
+    assert (setting.teacher.l1, setting.teacher.l2) == (setting.base.l1, setting.base.l2) == (0, 0)
+    assert setting.target_sets == pictures.base_sets()
     assert {cell.l1 for cell in grid.cells} == {0}
 
 
@@ -278,17 +308,14 @@ def test_the_closed_gap_is_the_share_of_the_way_to_the_teacher() -> None:
 
 
 def run(folder: Path, grid: Any) -> Result:
-    *vectors, _ = load_vectors(grid.style, grid.accel)
-    return run_grid(
-        grid, (vectors[0], vectors[1]), family=embedded(), folder=folder, on_stage=quiet
-    )
+    return run_grid(grid, Sources(), folder=folder, on_stage=quiet)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("grid")
     few = replace(embedded(), teacher_steps=5)  # of a teacher no figure is asked
-    result = run(folder, small_grid(family=few))
+    result = run(folder, small_grid(family=lambda _: few))
     write_report(result, folder, folder / "cells.csv")
     return folder, result
 
@@ -312,24 +339,18 @@ def test_the_tables_hold_exactly_the_promised_columns_and_rows(
 
 def test_the_control_is_the_best_candidate(finished: tuple[Path, Result]) -> None:
     folder, result = finished
-    grid = result.grid
-    *vectors, _ = load_vectors(grid.style, grid.accel)
-    from lcm_arith.evaluation.grid import _base_digest
-
-    def never() -> Any:
-        raise AssertionError("every picture is there already")
-
-    engine = Engine(folder, never, _base_digest(embedded()), vectors[0], vectors[1])
+    grid, setting = result.grid, result.grid.only
+    engine = Engine(folder, Sources())
     yardstick = Yardstick(
-        load_judge(), load_probe(), grid.target_sets, grid.style_set, grid.prompts
+        load_judge(), load_probe(), setting.target_sets, setting.style_set, grid.prompts
     )
     prompts = [prompt for prompt, _ in grid.items]
-    for passes, candidates in grid.controls.items():
+    for candidates in setting.controls.values():
         mean = {
             c: yardstick.picture_metrics(engine.pixels(c, grid), prompts)[0]["pair_distance"].mean()
             for c in candidates
         }
-        assert result.control(passes) == min(mean, key=lambda c: float(mean[c]))
+        assert result.control(candidates[0]) == min(mean, key=lambda c: float(mean[c]))
 
 
 def test_work_is_done_once(finished: tuple[Path, Result]) -> None:
@@ -390,11 +411,12 @@ def test_every_metric_has_a_heatmap_and_the_sheet_prints_lambda(
         assert bytes(font(24).getmask(glyph)) != missing
 
 
-def engine_of(style: TaskVector, accel: TaskVector, folder: Path) -> Engine:
-    def never() -> Any:
-        raise AssertionError("nothing is drawn here")
+def sources_of(style: TaskVector, accel: TaskVector) -> Sources:
+    return Sources(_vectors={"fluent-emoji": style, "lcm": accel})
 
-    return Engine(folder, never, "base", style, accel)
+
+def engine_of(style: TaskVector, accel: TaskVector, folder: Path) -> Engine:
+    return Engine(folder, sources_of(style, accel))
 
 
 def test_pictures_of_other_weights_or_vectors_are_other_pictures(tmp_path: Path) -> None:
@@ -410,9 +432,9 @@ def test_pictures_of_other_weights_or_vectors_are_other_pictures(tmp_path: Path)
 
 
 def test_a_style_that_ships_no_pictures_is_not_measured_against_others() -> None:
-    grid = small_grid(style_set=None)
-    assert grid.target_sets == ()
-    mine = Yardstick(load_judge(), load_probe(), grid.target_sets, None, grid.prompts)
+    grid = small_grid(style_set=lambda _: None)
+    assert grid.only.target_sets == ()
+    mine = Yardstick(load_judge(), load_probe(), (), None, grid.prompts)
     got, _ = mine.picture_metrics(np.zeros((1, 64, 64, 3), np.uint8), ["fox"])
     assert np.isnan(got["pair_distance"]).all()
     assert np.isfinite(got["prompt_score"]).all()
@@ -426,21 +448,22 @@ def test_a_text_encoder_that_follows_the_weights_is_asked_again(
     names = [n for n, _ in encoder.named_modules() if n.endswith("self_attn.q_proj")]
     style = 30 * random_vector(4, 4.0, seed=1, modules={f"text_encoder.{names[0]}": (128, 128)})
     grid = small_grid(prompts=("fox",), seeds=1, steps=(1,))
-    whole = Engine(tmp_path / "a", fresh_pipeline, "base", style, TaskVector())
+    whole = engine_of(style, TaskVector(), tmp_path / "a")
     whole.render(grid, quiet)
     for row in grid.cells:
-        alone = Engine(tmp_path / f"b{row.l1}", fresh_pipeline, "base", style, TaskVector())
-        alone.render(replace(grid, cells=(row,), controls={}, base=row, teacher=row), quiet)
+        alone = engine_of(style, TaskVector(), tmp_path / f"b{row.l1}")
+        only = replace(grid.only, controls={}, base=row, teacher=row)
+        alone.render(replace(grid, cells=(row,), settings=(only,)), quiet)
         assert (alone.pixels(row, grid) == whole.pixels(row, grid)).all()
     first, second = (whole.pixels(row, grid).astype(int) for row in grid.cells[:2])
     assert np.abs(first - second).max() > 2
 
 
 def test_a_vector_of_another_architecture_stops_the_grid_before_any_work(tmp_path: Path) -> None:
-    grid = small_grid()
     alien = random_vector(4, 4.0, 1, {"unet.conv_in": (320, 4, 3, 3)})
+    sources = sources_of(alien, alien)
     with pytest.raises(IncompatibleError):
-        run_grid(grid, (alien, alien), family=embedded(), folder=tmp_path / "g", on_stage=quiet)
+        run_grid(small_grid(), sources, folder=tmp_path / "g", on_stage=quiet)
     assert not (tmp_path / "g").exists()
 
 

@@ -21,9 +21,9 @@ from lcm_arith.evaluation.best import TARGETS, best_set, lower_bounds
 from lcm_arith.evaluation.comparisons import compare, holm, sign_flip
 from lcm_arith.evaluation.engine import Counters
 from lcm_arith.evaluation.findings import COMPARISON_COLUMNS, confirmed, find, with_findings
-from lcm_arith.evaluation.grid import CELL_COLUMNS, KEY_COLUMNS, Result
+from lcm_arith.evaluation.grid import CELL_COLUMNS, Result, named
 from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS
-from lcm_arith.evaluation.plan import Grid, make_grid
+from lcm_arith.evaluation.plan import Grid, make_grid, plain_cells
 from lcm_arith.evaluation.report import csv_bytes, notes
 from lcm_arith.evaluation.stats import intervals, per_prompt
 from lcm_arith.evaluation.yardstick import cell_means
@@ -221,10 +221,11 @@ def test_bounds_of_many_cells_hold_together() -> None:
 
 
 def plan(prompts: int = 12, l1: str = "0.8 1", l2: str = "1", seeds: int = 2) -> Grid:
+    weights = [Decimal(x) for x in l1.split()], [Decimal(x) for x in l2.split()]
     return make_grid(
-        style="noto", accel="lcm", style_set="noto", steps=(1, 2, 4), seeds=seeds,
-        l1=[Decimal(x) for x in l1.split()], l2=[Decimal(x) for x in l2.split()],
-        prompts=[f"p{n}" for n in range(prompts)], family=embedded(),
+        cells=plain_cells("noto", "lcm", *weights, (1, 2, 4)), seeds=seeds,
+        prompts=[f"p{n}" for n in range(prompts)],
+        family=lambda _: embedded(), style_set=lambda style: style,
     )  # fmt: skip
 
 
@@ -233,17 +234,16 @@ def measured(grid: Grid, effect: dict[int, float] | None = None, seed: int = 0) 
     effect = effect or {1: 0.5, 2: 0.05, 4: 0.01}
     rng, count = np.random.default_rng(seed), len(grid.items)
     common = rng.normal(size=count)  # the same noise for all
-    rows = (grid.base, grid.teacher, *(ways[0] for ways in grid.controls.values()), *grid.cells)
+    setting = grid.only
+    controls = (ways[0] for ways in setting.controls.values())
+    rows = (setting.base, setting.teacher, *controls, *grid.cells)
     metrics = {}
     for row in rows:
         loss = effect.get(row.steps, 0.0) + 0.02 * rng.normal(size=count) + common
         metrics[row] = {
             name: loss if BETTER[name] == "low" else -loss for name in PICTURE_METRICS
         } | {"style_accuracy": np.full(count, np.nan), "sharp_ratio": np.ones(count)}
-    keys = [
-        (r.role, "noto", "lcm", str(r.l1), str(r.l2), r.sampler, r.steps, r.guidance) for r in rows
-    ]
-    cells = pd.DataFrame(keys, columns=list(KEY_COLUMNS)).assign(
+    cells = pd.DataFrame([named(row) for row in rows]).assign(
         **pd.DataFrame([cell_means(metrics[row]) for row in rows])
     )
     for name in set(CELL_COLUMNS) - set(cells):
@@ -347,7 +347,7 @@ def test_confirmation_measures_the_likeliest_cells_on_fresh_seeds() -> None:
     again, sure = confirmed(result.grid, found, 2, lambda grid: measured(grid, seed=1))
     assert again.grid.seeds == (2, 3)
     assert set(again.grid.cells) == set(found.ranked[:2]) == set(sure.ranked)
-    assert set(again.grid.controls) == {4}
+    assert set(again.grid.only.controls) == {4}
     lines = answers.lines(result, found, (again, sure))
     start = lines.index("Confirmed by pair_distance on pictures that chose nothing, seeds 2 to 3:")
     mean = again.cells.pair_distance[list(again.rows).index(sure.ranked[0])]

@@ -15,7 +15,7 @@ from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.pictures import concepts
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.evaluation.grid import Result
-from lcm_arith.evaluation.plan import Row
+from lcm_arith.evaluation.rows import Row
 from lcm_arith.evaluation.stats import Interval, closed_gap, of_means, paired, ratio
 
 Results = Mapping[tuple[str, str], Result]
@@ -93,12 +93,12 @@ def base_figures(results: Results) -> Iterator[Figure]:
     """The base by its teacher: prompt, diversity of artists, sharpness."""
     for part, result in _parts(results, NONE):
         ceiling = _ceiling(part, "base", "retrieval_top1")
-        retrieval = result.metric(result.grid.teacher, "retrieval_top1")
+        retrieval = result.metric(result.grid.only.teacher, "retrieval_top1")
         share = of_means(ratio, retrieval, constant(ceiling))
         yield _at_least("base: retrieval_top1 / ceiling", "base", part, 0.90, share)
         artists = of_means(lambda x: x, several_artists(result)[:, None])
         yield _at_least("base: two artists or more among the seeds", "base", part, 0.70, artists)
-        sharp = of_means(lambda x: x, result.metric(result.grid.teacher, "sharp_ratio"))
+        sharp = of_means(lambda x: x, result.metric(result.grid.only.teacher, "sharp_ratio"))
         text = f"{sharp.mean:.3f} [{sharp.low:.3f}, {sharp.high:.3f}]"
         met = 0.8 <= sharp.mean <= 1.2
         yield Figure("base: sharp_ratio", "base", part, "0.8 to 1.2", text, met)
@@ -106,7 +106,7 @@ def base_figures(results: Results) -> Iterator[Figure]:
 
 def several_artists(result: Result) -> np.ndarray:
     """Whether the teacher's seeds of a caption show two artists or more, ``[prompts]``."""
-    shown = result.pixels[result.grid.teacher]
+    shown = result.pixels[result.grid.only.teacher]
     named = load_probe().predict(load_judge().embed_pictures(shown))
     per_prompt = np.array(named).reshape(len(result.grid.prompts), -1)
     return np.array([len(set(row)) >= 2 for row in per_prompt], dtype=float)
@@ -116,7 +116,7 @@ def style_figures(results: Results, style: str) -> Iterator[Figure]:
     """A style vector by its teacher: is it the style, is it still the thing?"""
     for part, result in _parts(results, style):
         base = results[NONE, part]
-        named = result.metric(result.grid.teacher, "style_accuracy")
+        named = result.metric(result.grid.only.teacher, "style_accuracy")
         if part == "A":
             ceiling = constant(_ceiling(part, style, "style_accuracy"))
             share = of_means(ratio, named, ceiling)
@@ -127,8 +127,8 @@ def style_figures(results: Results, style: str) -> Iterator[Figure]:
             )
         things = of_means(
             ratio,
-            result.metric(result.grid.teacher, "retrieval_top1"),
-            base.metric(base.grid.teacher, "retrieval_top1"),
+            result.metric(result.grid.only.teacher, "retrieval_top1"),
+            base.metric(base.grid.only.teacher, "retrieval_top1"),
         )
         goal = {"A": 0.90, "B": 0.80}[part]
         yield _at_least("style: retrieval_top1 / base's", style, part, goal, things)
@@ -138,10 +138,10 @@ def acceleration_figures(results: Results, style: str) -> Iterator[Figure]:
     """Is the ground fit, and what does the acceleration vector do on it?"""
     of = "base" if style == NONE else style
     for part, result in _parts(results, style):
-        teacher = result.metric(result.grid.teacher, "pair_distance")
+        teacher = result.metric(result.grid.only.teacher, "pair_distance")
         cells = {row.nfe: row for row in result.rows if row.role == "cell"}
         for passes in (1, 2):
-            control = result.metric(result.control(passes), "pair_distance")
+            control = result.metric(result.control(cells[passes]), "pair_distance")
             worse = paired(control, teacher)
             name = f"fit: control − teacher at {passes} NFE, pair_distance"
             yield _off_zero(name, of, part, worse, above=True)
@@ -158,7 +158,7 @@ def _against_teacher(result: Result, cell: Row, of: str, part: str) -> Iterator[
     metrics = ["retrieval_top1"] + ([] if of == "base" else ["style_accuracy"])
     for metric in metrics if part == "A" else []:
         share = of_means(
-            ratio, result.metric(cell, metric), result.metric(result.grid.teacher, metric)
+            ratio, result.metric(cell, metric), result.metric(result.grid.only.teacher, metric)
         )
         yield _at_least(f"acceleration: {metric} at 4 NFE / teacher's", of, part, 0.90, share)
 

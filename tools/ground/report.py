@@ -19,10 +19,10 @@ from ground.figures import Figure, acceleration_figures, base_figures, judge_fig
 from ground.vectors import SCAN
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
-from lcm_arith.evaluation.grid import draw_grid, load_vectors, run_grid
-from lcm_arith.evaluation.plan import Grid, choose_prompts, make_grid
+from lcm_arith.evaluation.grid import draw_grid, run_grid
+from lcm_arith.evaluation.plan import Grid, choose_prompts, make_grid, plain_cells
+from lcm_arith.evaluation.sources import Sources
 from lcm_arith.families import embedded
-from lcm_arith.vector import TaskVector
 
 OPEN, CLOSE = "<!-- figures -->", "<!-- /figures -->"
 
@@ -31,10 +31,10 @@ def draw(options: Options) -> None:
     """Draws what the report measures, of ``options.only`` where given: several may share it."""
     for style in options.only or all_styles():
         for part in parts():
-            grid, vectors = plan(style, part, options)
+            grid = plan(style, part, options)
             distinct = {row.pixels_key: row.nfe for row in grid.rows}
             with Bar(f"pictures {style} {part}", sum(distinct.values()) * len(grid.items)) as bar:
-                draw_grid(grid, vectors, on_stage=partial(_show, bar), **how(options))
+                draw_grid(grid, Sources(), on_stage=partial(_show, bar), **how(options))
 
 
 def build(options: Options) -> None:
@@ -43,10 +43,10 @@ def build(options: Options) -> None:
     results = {}
     for style in all_styles():
         for part in parts():
-            grid, vectors = plan(style, part, options)
+            grid = plan(style, part, options)
             with Bar(f"report {style} {part}", len(grid.rows)) as bar:
                 results[style, part] = run_grid(
-                    grid, vectors, on_stage=partial(_show, bar, wanted="measure"), **how(options)
+                    grid, Sources(), on_stage=partial(_show, bar, wanted="measure"), **how(options)
                 )
     figures = [
         *judge_figures(files.ceilings()),
@@ -87,26 +87,21 @@ def parts() -> list[str]:
     return [part for part in ("A", "B") if pictures.concepts(part)]
 
 
-def plan(style: str, part: str, options: Options) -> tuple[Grid, tuple[TaskVector, TaskVector]]:
+def plan(style: str, part: str, options: Options) -> Grid:
     """The grid of one style on one part: λ1 = λ2 = 1, with controls and teacher."""
-    tau_style, tau_accel, style_set = load_vectors(style, "lcm")
-    grid = make_grid(
-        style=style,
-        accel="lcm",
-        style_set=style_set,
-        l1=(Decimal(1),),
-        l2=(Decimal(1),),
-        steps=tables.PASSES,
+    sources, one = Sources(), (Decimal(1),)
+    return make_grid(
+        cells=plain_cells(style, "lcm", one, one, tables.PASSES),
         prompts=choose_prompts(str(options.prompts), part),
         seeds=options.seeds,
-        family=embedded(),
+        family=sources.family,
+        style_set=sources.style_set,
     )
-    return grid, (tau_style, tau_accel)
 
 
 def how(options: Options) -> dict[str, Any]:
     """What ``draw_grid`` and ``run_grid`` share."""
-    return {"family": embedded(), "folder": options.work / "pictures", "fast": True}
+    return {"folder": options.work / "pictures", "fast": True}
 
 
 def _show(bar: Bar, stage: str, done: int, total: int, note: str, wanted: str = "draw") -> None:

@@ -18,8 +18,8 @@ import torch
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
 from lcm_arith.evaluation.grid import Result
-from lcm_arith.evaluation.plan import Row
 from lcm_arith.evaluation.report import png_bytes
+from lcm_arith.evaluation.rows import Row
 from lcm_arith.evaluation.sheets import contact_sheet
 
 PASSES: Final = (8, 4, 2, 1)
@@ -42,9 +42,9 @@ def lines(result: Result) -> list[tuple[str, ...]]:
     """The table's rows of one style."""
     table = dict(zip(result.rows, result.cells.to_dict(orient="records"), strict=True))
     cells = {row.nfe: row for row in result.rows if row.role == "cell"}
-    shown: list[tuple[Row, str]] = [(result.grid.teacher, "teacher")]
+    shown: list[tuple[Row, str]] = [(result.grid.only.teacher, "teacher")]
     for passes in PASSES:
-        shown += [(result.control(passes), "control"), (cells[passes], "combined")]
+        shown += [(result.control(cells[passes]), "control"), (cells[passes], "combined")]
     out = []
     for row, name in shown:
         values = [table[row][column] for column in COLUMNS]
@@ -52,7 +52,7 @@ def lines(result: Result) -> list[tuple[str, ...]]:
         guided = f", s={row.guidance:g}" if row.nfe > row.steps else ""
         out.append(
             (
-                shown_name(result.grid.style),
+                shown_name(result.grid.only.context.style),
                 name,
                 f"{row.sampler} {row.steps}{guided}",
                 str(row.nfe),
@@ -85,22 +85,26 @@ def markdown(rows: Sequence[tuple[str, ...]]) -> str:
 
 def sheet(results: Sequence[Result]) -> bytes:
     """Six things of part A and four of B: teacher, controls, combined, and a true picture."""
-    grid = results[0].grid
-    rows = [grid.teacher.label, *(f"control {n} NFE" for n in PASSES)]
+    setting = results[0].grid.only
+    rows = [setting.teacher.label, *(f"control {n} NFE" for n in PASSES)]
     rows += [f"combined {n} NFE" for n in PASSES]
     columns: list[str] = []
     tiles: list[list[object]] = [[] for _ in range(len(rows) + 1)]
     for result, count in zip(results, (6, 4), strict=False):  # a small ground may lack part B
         cells = {row.nfe: row for row in result.rows if row.role == "cell"}
-        chosen = [result.grid.teacher, *map(result.control, PASSES), *(cells[n] for n in PASSES)]
+        fast = [cells[n] for n in PASSES]
+        chosen = [result.grid.only.teacher, *map(result.control, fast), *fast]
         for index, prompt in enumerate(result.grid.prompts[:count]):
             columns.append(f"{prompt} ({pictures.by_caption()[prompt].part})")
             for line, row in zip(tiles, chosen, strict=False):
                 line.append(result.pixels[row][index * len(result.grid.seeds)])
-            true = pictures.variants(grid.target_sets[0], pictures.by_caption()[prompt], 1, seed=3)
+            true = pictures.variants(
+                setting.target_sets[0], pictures.by_caption()[prompt], 1, seed=3
+            )
             tiles[-1].append(true[0])
-    labelled = list(zip([*rows, f"true picture\n{grid.target_sets[0]}"], tiles, strict=True))
-    return png_bytes(contact_sheet(labelled, columns, f"{grid.style} + lcm, λ₁ = λ₂ = 1"))  # type: ignore[arg-type]  # tiles are arrays
+    labelled = list(zip([*rows, f"true picture\n{setting.target_sets[0]}"], tiles, strict=True))
+    title = f"{setting.context.style} + lcm, λ₁ = λ₂ = 1"
+    return png_bytes(contact_sheet(labelled, columns, title))  # type: ignore[arg-type]  # arrays
 
 
 def shown_name(style: str) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from lcm_arith.evaluation.findings import Findings, with_findings
+from lcm_arith.evaluation.findings import Answer, Findings, with_findings
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.report import verdict
-from lcm_arith.evaluation.rows import Row
+from lcm_arith.evaluation.rows import Row, shown
+from lcm_arith.modules import EMBEDDED
 
 SURE: Final = 0.05
 _NAMED: Final = 6  # cells that a sentence names
@@ -18,7 +20,17 @@ _NAMED: Final = 6  # cells that a sentence names
 
 def named(row: Row) -> str:
     """A cell in words."""
-    return f"λ1={row.l1} λ2={row.l2} steps={row.steps}"
+    weights = f"λ1={shown(row.l1, row.l1_schedule)} λ2={shown(row.l2, row.l2_schedule)}"
+    more = (
+        *((row.sampler,) if row.sampler != "lcm" else ()),
+        *((f"guidance={row.guidance:g}",) if row.guidance != 1 else ()),
+        *((row.method,) if row.method != "linear" else ()),
+        *((f"rank={row.rank}",) if row.rank is not None else ()),
+        *((f"te={row.te}",) if row.te is not None else ()),
+        *((f"negative={row.context.negative!r}",) if row.context.negative else ()),
+        *((f"edit={row.context.edit!r}",) if row.context.edit else ()),
+    )
+    return " ".join((weights, f"steps={row.steps}", *more))
 
 
 def best_line(found: Findings) -> str:
@@ -71,6 +83,36 @@ def lines(
     if again:
         said += _confirmed_lines(*again)
     return [line for line in (*said, verdict_line(result, found, again)) if line]
+
+
+def all_lines(answers: Sequence[Answer]) -> list[str]:
+    """The lines of every base and style, each under its name if there are several."""
+    if len(answers) == 1:
+        return lines(answers[0].result, answers[0].found, answers[0].again)
+    return [
+        line
+        for one in answers
+        for line in (f"{_name(one)}:", *lines(one.result, one.found, one.again))
+    ]
+
+
+def all_json(answers: Sequence[Answer]) -> dict[str, Any]:
+    """What :func:`as_json` tells of the only part, or of each under ``parts``."""
+    told = [as_json(one.result, one.found, one.again) for one in answers]
+    if len(told) == 1:
+        return told[0]
+    contexts = [one.result.grid.settings[0].context for one in answers]
+    return {
+        "parts": [
+            {"base": context.base, "style": context.style, **each}
+            for context, each in zip(contexts, told, strict=True)
+        ]
+    }
+
+
+def _name(one: Answer) -> str:
+    base, style = one.result.grid.settings[0].context.group
+    return style if base == EMBEDDED else f"{style} on {base}"
 
 
 def verdict_line(

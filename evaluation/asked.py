@@ -26,8 +26,8 @@ class Asked:
     """What the statistics of a grid answer.
 
     Args:
-        metric: Decides which cell is best; None takes ``pair_distance``, or ``prompt_score`` where
-            some cell has no true pictures.
+        metric: Decides which cell is best; None takes the first of
+            ``metrics.DECIDING`` that all have.
         baseline: Cell to compare with; None takes the paper's, else the best one.
         margin: Asks for the fewest steps that are not inferior to the teacher.
         confirm: Best cells to measure again.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from lcm_arith.evaluation.asked import Asked, Margin, cell_at, confirmation
 from lcm_arith.evaluation.best import best_set, lower_bounds, score
 from lcm_arith.evaluation.comparisons import compare
 from lcm_arith.evaluation.grid import KEY_COLUMNS, Result
-from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS
+from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS, deciding
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.rows import Row
 from lcm_arith.evaluation.stats import intervals, per_prompt
@@ -56,11 +56,65 @@ class Findings:
     fewest: tuple[Row, float] | None
 
 
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the cells of one base and style say.
+
+    Args:
+        result: Their part of the grid.
+        found: Its statistics.
+        again: The best cells on fresh seeds, if that was asked.
+    """
+
+    result: Result
+    found: Findings
+    again: tuple[Result, Findings] | None = None
+
+
+def answer(
+    result: Result, asked: Asked | None = None, draw: Callable[[Grid], Result] | None = None
+) -> tuple[Answer, ...]:
+    """The statistics of each base and style of a measured grid.
+
+    Args:
+        result: The grid.
+        asked: None asks the usual.
+        draw: Draws and measures a grid, for the confirmation where one is asked.
+    """
+    asked, answers = asked or Asked(), []
+    for part in result.parts():
+        found = find(part, replace(asked, baseline=_counterpart(part, asked.baseline)))
+        confirm = min(asked.confirm, len(part.grid.cells)) if draw else 0
+        again = confirmed(part.grid, found, confirm, draw) if draw and confirm else None
+        answers.append(Answer(part, found, again))
+    return tuple(answers)
+
+
+def _counterpart(part: Result, baseline: Row | None) -> Row | None:
+    """The baseline, or the cell that differs from it by base and style alone."""
+    if baseline is None:
+        return None
+    cells = part.grid.cells
+    alike = (
+        row
+        for row in cells
+        if replace(row, context=replace(row.context, base="", style=""))
+        == replace(baseline, context=replace(baseline.context, base="", style=""))
+    )
+    return baseline if baseline in cells else next(alike, None)
+
+
+def whole_table(answers: Sequence[Answer]) -> pd.DataFrame:
+    """The tables of all answers with their statistics, as in the CSV."""
+    tables = [with_findings(answer.result, answer.found) for answer in answers]
+    return pd.concat(tables, ignore_index=True)
+
+
 def find(result: Result, asked: Asked | None = None) -> Findings:
-    """The statistics of a measured grid."""
+    """The statistics of a measured grid of one base and style."""
     asked = asked or Asked()
     cells = [row for row in result.rows if row.role == "cell"]
-    metric = asked.metric or _default_metric(result, cells)
+    metric = asked.metric or deciding(lambda name: _means(result, cells, name))
     found = best_set(_values(result, cells, metric), BETTER[metric])
     merit = score(_means(result, cells, metric), BETTER[metric])
     ranked = tuple(cells[n] for n in np.lexsort((-merit, -found.p)))  # NaN comes last
@@ -99,11 +153,6 @@ def _values(result: Result, rows: Sequence[Row], metric: str) -> np.ndarray:
 
 def _means(result: Result, rows: list[Row], metric: str) -> np.ndarray:
     return per_prompt(per_prompt(_values(result, rows, metric)))
-
-
-def _default_metric(result: Result, cells: list[Row]) -> str:
-    measured = np.isfinite(_means(result, cells, "pair_distance")).all()
-    return "pair_distance" if measured else "prompt_score"
 
 
 def _fewest(result: Result, cells: list[Row], margin: Margin) -> tuple[Row, float] | None:

@@ -11,8 +11,17 @@ import numpy as np
 import pandas as pd
 
 from lcm_arith.embedded.probe import load_judge, load_probe
+from lcm_arith.evaluation.best import score
 from lcm_arith.evaluation.engine import Counters, Engine
-from lcm_arith.evaluation.metrics import METRICS, PICTURE_METRICS, Sample, measure, names
+from lcm_arith.evaluation.metrics import (
+    BETTER,
+    METRICS,
+    PICTURE_METRICS,
+    Sample,
+    deciding,
+    measure,
+    names,
+)
 from lcm_arith.evaluation.pixels import OK, defects
 from lcm_arith.evaluation.plan import Grid, Setting
 from lcm_arith.evaluation.references import References, true_references
@@ -226,19 +235,22 @@ def _measure(
 
 
 def _margins(setting: Setting, samples: dict[Row, Sample]) -> tuple[Row, ...]:
-    best = (
-        best_row(candidates, {row: samples[row].judged for row in candidates})
-        for candidates in setting.controls.values()
-    )
+    def mean(row: Row, metric: str) -> float:
+        values: np.ndarray = METRICS[metric].function(samples[row])
+        return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+    best = (best_row(candidates, mean) for candidates in setting.controls.values())
     return (setting.base, setting.teacher, *best)
 
 
-def best_row(rows: Sequence[Row], metrics: dict[Row, dict[str, np.ndarray]]) -> Row:
-    """The row with the smallest mean pair_distance; without true pictures, by prompt_score."""
-    means = {row: cell_means(metrics[row]) for row in rows}
-    if np.isfinite([means[row]["pair_distance"] for row in rows]).all():
-        return min(rows, key=lambda row: float(means[row]["pair_distance"]))
-    return max(rows, key=lambda row: float(means[row]["prompt_score"]))
+def best_row(rows: Sequence[Row], mean: Callable[[Row, str], float]) -> Row:
+    """The best row by the first metric of ``DECIDING`` that all of them have."""
+
+    def means(metric: str) -> np.ndarray:
+        return np.array([mean(row, metric) for row in rows])
+
+    metric = deciding(means)
+    return rows[int(np.argmax(score(means(metric), BETTER[metric])))]
 
 
 def named(row: Row) -> dict[str, Any]:

@@ -213,8 +213,14 @@ def names(*, per: str | None = None, since: int | None = None) -> tuple[str, ...
 
 PICTURE_METRICS: Final = names(per="picture")
 BETTER: Final = {row.name: row.better for row in _ROWS}
-NEEDED: Final = ("prompt_score", "pair_distance")
-"""Measured whatever was chosen: the best control is found by them."""
+DECIDING: Final = ("pair_distance", "prompt_score", "ssim")
+"""What the best control and, where nobody says otherwise, the best cell are found by: the first
+that all have. Measured whatever was chosen."""
+
+
+def deciding(means: Callable[[str], Values]) -> str:
+    """The first of :data:`DECIDING` that all rows have; ``means`` gives one number a row."""
+    return next((name for name in DECIDING if np.isfinite(means(name)).all()), DECIDING[-1])
 
 
 def measure(
@@ -224,7 +230,7 @@ def measure(
     empty = np.full(len(sample.pixels), np.nan)
     of_pictures, of_cell = {}, {}
     for metric in _ROWS:
-        asked = metric.name in chosen or metric.name in NEEDED
+        asked = metric.name in chosen or metric.name in DECIDING
         if metric.per == "picture":
             of_pictures[metric.name] = metric.function(sample) if asked else empty
         else:

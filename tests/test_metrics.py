@@ -17,7 +17,7 @@ from lcm_arith.embedded.probe import load_judge, load_probe, sharpness
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
 from lcm_arith.evaluation import mmd
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, MORE_KEYS
-from lcm_arith.evaluation.metrics import METRICS, NEEDED, Better, Sample, choose, measure
+from lcm_arith.evaluation.metrics import DECIDING, METRICS, Better, Sample, choose, measure
 from lcm_arith.evaluation.references import References, read_references, true_references
 from lcm_arith.evaluation.report import csv_bytes
 from lcm_arith.evaluation.yardstick import Yardstick, cell_means
@@ -230,7 +230,7 @@ def test_only_pictures_of_what_the_references_show_are_compared_with_them(
 def test_what_was_not_chosen_stays_empty(of: Callable[..., Sample]) -> None:
     of_pictures, of_cell = measure(of(noise(4, 64, 64, 3)), ("ssim",))
     filled = {name for name, values in of_pictures.items() if np.isfinite(values).any()}
-    assert filled == {"ssim", "prompt_score", "pair_distance"} == {"ssim", *NEEDED}
+    assert filled == {"ssim", "prompt_score", "pair_distance"} == {"ssim", *DECIDING}
     assert np.isnan(list(of_cell.values())).all()
 
 

@@ -20,8 +20,15 @@ from lcm_arith.evaluation.asked import Asked, Margin, confirmation, parse_asked
 from lcm_arith.evaluation.best import TARGETS, best_set, lower_bounds
 from lcm_arith.evaluation.comparisons import compare, holm, sign_flip
 from lcm_arith.evaluation.engine import Counters
-from lcm_arith.evaluation.findings import COMPARISON_COLUMNS, confirmed, find, with_findings
-from lcm_arith.evaluation.grid import CELL_COLUMNS, Result, named
+from lcm_arith.evaluation.findings import (
+    COMPARISON_COLUMNS,
+    answer,
+    confirmed,
+    find,
+    whole_table,
+    with_findings,
+)
+from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, named
 from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS
 from lcm_arith.evaluation.plan import Grid, make_grid, plain_cells
 from lcm_arith.evaluation.report import csv_bytes, notes
@@ -234,9 +241,12 @@ def measured(grid: Grid, effect: dict[int, float] | None = None, seed: int = 0) 
     effect = effect or {1: 0.5, 2: 0.05, 4: 0.01}
     rng, count = np.random.default_rng(seed), len(grid.items)
     common = rng.normal(size=count)  # the same noise for all
-    setting = grid.only
-    controls = (ways[0] for ways in setting.controls.values())
-    rows = (setting.base, setting.teacher, *controls, *grid.cells)
+    margins = [
+        row
+        for s in grid.settings
+        for row in (s.base, s.teacher, *(ways[0] for ways in s.controls.values()))
+    ]
+    rows = (*margins, *grid.cells)
     metrics = {}
     for row in rows:
         loss = effect.get(row.steps, 0.0) + 0.02 * rng.normal(size=count) + common
@@ -249,7 +259,15 @@ def measured(grid: Grid, effect: dict[int, float] | None = None, seed: int = 0) 
     for name in set(CELL_COLUMNS) - set(cells):
         cells[name] = 1
     return Result(
-        grid, rows, cells[list(CELL_COLUMNS)], pd.DataFrame(), metrics, {}, [], [], Counters()
+        grid,
+        rows,
+        cells[list(CELL_COLUMNS)],
+        pd.DataFrame(columns=list(IMAGE_COLUMNS)),
+        metrics,
+        {},
+        [],
+        [],
+        Counters(),
     )
 
 
@@ -407,3 +425,31 @@ def test_what_is_best_at_zero_wins_nearest_to_it_and_an_open_direction_has_no_wi
 def test_every_metric_has_a_direction() -> None:
     assert {*PICTURE_METRICS, "diversity"} <= BETTER.keys()
     assert set(BETTER.values()) <= {"high", "low", *TARGETS, "teacher"}
+
+
+def test_each_base_and_style_answers_for_itself() -> None:
+    cells = [
+        cell
+        for style in ("noto", "twemoji")
+        for cell in plain_cells(style, "lcm", [Decimal(1)], [Decimal("0.8"), Decimal(1)], (1, 4))
+    ]
+    grid = make_grid(
+        cells=cells, prompts=[f"p{n}" for n in range(12)], seeds=1,
+        family=lambda _: embedded(), style_set=lambda style: style,
+    )  # fmt: skip
+    result = measured(grid)
+    asked = Asked(baseline=cells[1])
+    first, second = answer(result, asked)
+    assert {row.context.style for row in first.result.rows} == {"noto"}
+    assert first.found.baseline == cells[1]
+    assert second.found.baseline == cells[5]  # the same but for its style
+    assert sum(first.found.best.values()) + sum(second.found.best.values()) > 1.9
+    table = whole_table((first, second))
+    assert list(table.cell_id) == [
+        row.cell_id for one in (first, second) for row in one.result.rows
+    ]
+    lines = answers.all_lines((first, second))
+    assert [line for line in lines if line.endswith(":")] == ["noto:", "twemoji:"]
+    assert [part["style"] for part in answers.all_json((first, second))["parts"]] == [
+        "noto", "twemoji",
+    ]  # fmt: skip

@@ -16,7 +16,11 @@ EXAMPLES = """Examples:
 
   lcm-arith generate fox --vector fluent-emoji:0.8 --vector lcm:1.0 --steps 4
 
+  lcm-arith generate fox --vector fluent-emoji:1.2/1.0/0.6/0.6 --vector lcm (λ1 step by step)
+
   lcm-arith generate "red apple" tiger --vector combined.safetensors --sampler lcm --steps 2
+
+  lcm-arith generate fox --vector noto --negative tail
 """
 
 
@@ -28,7 +32,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="NAME:λ",
-            help="Vector and its weight (1 where left out); repeatable.",
+            help="Vector and its weight (1 where left out), or one per step: NAME:1.2/1/0.6/0.6. "
+            "Repeatable.",
             autocompletion=completion.vectors,
         ),
     ] = None,
@@ -38,7 +43,11 @@ def command(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(metavar="STEPS", help="Sampling steps.", show_default="4 with lcm, else 25"),
+        typer.Option(
+            metavar="STEPS",
+            help="Sampling steps.",
+            show_default="one per λ of a vector, else 4 with lcm or tcd, else 25",
+        ),
     ] = None,
     guidance: Annotated[
         float | None,
@@ -47,6 +56,9 @@ def command(
             show_default="1 with an acceleration vector, else the family's",
         ),
     ] = None,
+    negative: Annotated[
+        str, typer.Option(metavar="TEXT", help="What guidance leads away from.", show_default=False)
+    ] = "",
     seed: options.Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path(
         "generated"
@@ -54,7 +66,8 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Draw prompts with any mix of vectors."""
-    from lcm_arith.evaluation.drawing import Wish, draw, nearest_captions
+    from lcm_arith.evaluation.drawing import draw, nearest_captions
+    from lcm_arith.evaluation.wishes import Wish, header_notes
 
     wish = Wish.resolve(
         prompts or [],
@@ -63,6 +76,7 @@ def command(
         steps=steps,
         guidance=guidance,
         seed=seed,
+        negative=negative,
     )
     for prompt, near in nearest_captions(wish.prompts).items():
         stderr.print(
@@ -73,6 +87,8 @@ def command(
         f"{wish.sampler}, {wish.steps} steps, "
         f"guidance {wish.guidance:g} (ω = {wish.guidance - 1:g})"
     )
+    for note in header_notes(wish):
+        stderr.print(f"Note: {note}", soft_wrap=True)
     with progress() as bar:
         drawn = draw(wish, out, Stages(bar))
     for prompt in drawn.cut_prompts:

@@ -3,108 +3,47 @@
 from __future__ import annotations
 
 import difflib
-import io
-import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+import torch
+from torch import Tensor
 
-from lcm_arith.adapters import facts, load
+from lcm_arith.adapters import load, open_adapter
 from lcm_arith.combination import NONE
-from lcm_arith.embedded import pictures
+from lcm_arith.condition import Condition, Model
+from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import NotFoundError, UsageError
-from lcm_arith.evaluation.lists import parse_one
+from lcm_arith.evaluation.lists import parse_schedule
+from lcm_arith.evaluation.pngs import Lora, Told, picture_bytes, told_of_loras
+from lcm_arith.evaluation.rows import mean
 from lcm_arith.evaluation.sheets import gallery
+from lcm_arith.evaluation.wishes import Wish
 from lcm_arith.families import check_same_family, embedded
 from lcm_arith.formats.container import write_bytes
-from lcm_arith.fuse import LiveWeights
-from lcm_arith.sampling import encode_prompts, load_pipeline, make_scheduler, sample, too_long
+from lcm_arith.fuse import LiveWeights, check_compatible
+from lcm_arith.network import network
+from lcm_arith.sampling import (
+    decode,
+    denoise,
+    encode_prompts,
+    load_pipeline,
+    make_scheduler,
+    too_long,
+)
 from lcm_arith.vector import TaskVector
 
-DOZEN: Final = 12
 _CHUNK: Final = 32
-_FEW: Final = 4  # steps where a vector accelerates
-_FAST: Final = ("acceleration", "combined")
+_WEIGHTS: Final = "unet/diffusion_pytorch_model.safetensors"
 
 OnStage = Callable[[str, int, int, str], None]
 """Told about progress: (stage, done, total, note)."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What to draw, with every default resolved.
-
-    Args:
-        prompts: None of them empty.
-        vectors: (name or path, weight as decimal string).
-        sampler, steps, guidance, seed: As in ``lcm_arith.sampling.sample``.
-    """
-
-    prompts: tuple[str, ...]
-    vectors: tuple[tuple[str, str], ...]
-    sampler: str
-    steps: int
-    guidance: float
-    seed: int
-
-    @classmethod
-    def resolve(
-        cls,
-        prompts: Sequence[str],
-        vectors: Sequence[str],
-        *,
-        sampler: str | None,
-        steps: int | None,
-        guidance: float | None,
-        seed: int,
-    ) -> Wish:
-        """Fills in what the user left open: few unguided LCM steps where a vector accelerates.
-
-        Raises:
-            UsageError: If a prompt is empty or a weight no number.
-            NotFoundError, InvalidContentError: If a vector cannot be read.
-        """
-        if any(not prompt.strip() for prompt in prompts):
-            raise UsageError("a prompt is empty", hint="leave it out to draw a dozen captions")
-        named = tuple(split_weight(text) for text in vectors)
-        kinds = [facts(load(name)).get("kind") for name, _ in named if name != NONE]
-        fast = any(kind in _FAST for kind in kinds)
-        family = embedded()
-        chosen = sampler or ("lcm" if fast else "dpm++")
-        dozen = [c.caption for c in pictures.hash_order(pictures.concepts())[:DOZEN]]
-        few = _FEW if chosen == "lcm" else family.teacher_steps
-        return cls(
-            tuple(prompts) or tuple(dozen),
-            named,
-            chosen,
-            few if steps is None else steps,
-            (1.0 if fast else family.guidance) if guidance is None else guidance,
-            seed,
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """All of it, JSON-ready."""
-        return asdict(self)
-
-
-def split_weight(text: str) -> tuple[str, str]:
-    """``NAME:λ`` as (name, λ); λ is 1 where it is left out. A path may hold colons.
-
-    Raises:
-        UsageError: If the name is missing or λ is no number.
-    """
-    name, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists():
-        name, weight = text, "1"
-    if not name:
-        raise UsageError(f"--vector {text!r}: lacks a name", hint="write NAME:λ, fluent-emoji:0.8")
-    return name, str(parse_one(weight, f"--vector {text!r}"))
 
 
 def nearest_captions(prompts: Sequence[str], count: int = 3) -> dict[str, list[str]]:
@@ -149,56 +88,137 @@ def draw(wish: Wish, folder: Path, on_stage: OnStage) -> Drawn:
     taus = {name: load(name) for name, _ in wish.vectors if name != NONE}
     check_same_family(taus)
     pipeline = load_pipeline(embedded().base)
-    make_scheduler(pipeline.scheduler.config, wish.sampler, wish.steps)
-    weighed = (float(weight) * taus[name] for name, weight in wish.vectors if name in taus)
-    LiveWeights(pipeline).apply(sum(weighed, TaskVector()))
+    make_scheduler(pipeline.scheduler.config, wish.sampler, wish.steps, wish.grid_points)
+    for tau in taus.values():
+        check_compatible(pipeline, tau)
+    pixels = make_pixels(
+        pipeline, wish, taus, lambda done, total: on_stage("draw", done, total, "")
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    embeds, uncond = encode_prompts(pipeline, wish.prompts), encode_prompts(pipeline, [""])
-    starts, done = range(0, len(embeds), _CHUNK), 0
+    paths, sheet = _write(wish, pixels, folder)
+    read = (*wish.prompts, wish.negative)
+    return Drawn(paths, sheet, too_long(pipeline.tokenizer, read))
 
-    def on_step() -> None:
-        nonlocal done
-        done += 1
-        on_stage("draw", done, wish.steps * len(starts), "")
 
-    chunks = [
-        sample(
+@torch.no_grad()
+def make_pixels(
+    pipeline: Any,
+    wish: Wish,
+    taus: Mapping[str, TaskVector],
+    on_step: Callable[[int, int], None],
+) -> np.ndarray:
+    """The pictures of a wish, uint8 ``[prompts, H, W, 3]``; the weights stay as the last step's.
+
+    Args:
+        pipeline: Of the base model.
+        wish: What to draw.
+        taus: Its vectors by name.
+        on_step: Told about progress, (done, total).
+    """
+    made: list[np.ndarray] = []
+    stepwise = Stepwise(pipeline, wish, taus)
+    starts, steps = range(0, len(wish.prompts), _CHUNK), count(1)
+    for at in starts:
+        rows = slice(at, at + _CHUNK)
+        embeds, uncond = stepwise.at(0)
+        z = denoise(
             pipeline,
-            embeds[at : at + _CHUNK],
+            embeds[rows],
             uncond,
-            [wish.seed] * len(embeds[at : at + _CHUNK]),
+            [wish.seed] * len(embeds[rows]),
             sampler=wish.sampler,
             steps=wish.steps,
             guidance=wish.guidance,
-            on_step=on_step,
+            on_step=lambda: on_step(next(steps), wish.steps * len(starts)),
+            model=stepwise.model(rows),
+            grid_points=wish.grid_points,
         )
-        for at in starts
-    ]
-    paths, sheet = _write(wish, np.concatenate(chunks), folder)
-    return Drawn(paths, sheet, too_long(pipeline.tokenizer, wish.prompts))
+        made.append(decode(pipeline, z))
+    return np.concatenate(made)
+
+
+@dataclass(eq=False)
+class Stepwise:
+    """A model whose weights, text encoders included, are those of each step's λ.
+
+    They are rebuilt from pristine ones, and only where λ differs from the step before.
+
+    Args:
+        pipeline: Of the base model; its weights change.
+        wish: Prompts and λ.
+        taus: Vectors by name.
+    """
+
+    pipeline: Any
+    wish: Wish
+    taus: Mapping[str, TaskVector]
+    _applied: tuple[Decimal, ...] | None = None
+    _told: dict[tuple[Decimal, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Rebuilds the weights for a step; embeddings of the prompts and of the negative one."""
+        mix = self.wish.mixes[step % len(self.wish.mixes)]
+        if mix != self._applied:
+            named = zip(mix, (name for name, _ in self.wish.vectors), strict=True)
+            terms = (float(weight) * self.taus[name] for weight, name in named if name != NONE)
+            LiveWeights(self.pipeline).apply(sum(terms, TaskVector()))
+            self._applied = mix
+        if mix not in self._told:
+            prompts, negative = self.wish.prompts, [self.wish.negative]
+            self._told[mix] = (
+                encode_prompts(self.pipeline, prompts), encode_prompts(self.pipeline, negative)
+            )  # fmt: skip
+        return self._told[mix]
+
+    def model(self, rows: slice) -> Model:
+        """The UNet for some of the prompts, asked once a step."""
+        steps, unet = count(), network(self.pipeline.unet)
+
+        def call(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            embeds, uncond = self.at(next(steps))
+            told = embeds[rows]
+            if len(z) > len(told):  # guided: the unconditional half comes first
+                told = torch.cat([uncond.expand_as(told), told])
+            return unet(z, t, {**condition, "embeds": told})
+
+        return call
 
 
 def _write(wish: Wish, pixels: np.ndarray, folder: Path) -> tuple[list[Path], Path]:
     taken = [int(m[1]) for p in folder.iterdir() if (m := re.match(r"(\d{4,})[-_]", p.name))]
     first = max(taken, default=-1) + 1
-    paths = []
+    paths, told = [], _told(wish)
     for index, (prompt, picture) in enumerate(zip(wish.prompts, pixels, strict=True), first):
         slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "picture"
         path = folder / f"{index:04d}-{slug}-seed{wish.seed}.png"
-        about = json.dumps({**wish.facts(), "prompts": [prompt]}, sort_keys=True)
-        write_bytes(path, _png(picture, about), force=True)
+        write_bytes(path, picture_bytes(picture, {**told, "prompt": prompt}), force=True)
         paths.append(path)
     mix = " + ".join(f"{weight} · {name}" for name, weight in wish.vectors) or "base model"
     title = f"{mix}, {wish.sampler} {wish.steps}, guidance {wish.guidance:g}"
     sheet = folder / f"{first:04d}_sheet.png"
     shown = gallery(list(zip(wish.prompts, pixels, strict=True)), title)
-    write_bytes(sheet, _png(np.asarray(shown), title), force=True)
+    write_bytes(sheet, picture_bytes(np.asarray(shown), {"sheet": title}), force=True)
     return paths, sheet
 
 
-def _png(picture: np.ndarray, about: str) -> bytes:
-    info = PngInfo()
-    info.add_text("lcm-arith", about)
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", pnginfo=info)
-    return buffer.getvalue()
+def _told(wish: Wish) -> Told:
+    """What every picture of a wish says of itself."""
+    family = embedded()
+    loras = []
+    for name, weight in wish.vectors:
+        if name != NONE:
+            lambdas = parse_schedule(weight, name)
+            schedule = weight if len(lambdas) > 1 else ""
+            loras.append(Lora(name, str(mean(lambdas)), open_adapter(name)[0].path, schedule))
+    return {
+        "sampler": wish.sampler,
+        "steps": wish.steps,
+        "guidance": wish.guidance,
+        "seed": wish.seed,
+        "model": family.name,
+        "model_hash": files.sha256(family.base / _WEIGHTS)[:10],
+        **({"negative": wish.negative} if wish.negative else {}),
+        **({"grid_points": wish.grid_points} if wish.grid_points else {}),
+        **{f"vector_{i}": ":".join(each) for i, each in enumerate(wish.vectors, 1)},
+        **told_of_loras(loras),
+    }

@@ -1,4 +1,7 @@
-"""Lists on the command line: ``0.4,0.8`` or ``0:1.2:0.2``, exact in decimal."""
+"""Lists on the command line: ``0.4,0.8`` or ``0:1.2:0.2``, exact in decimal.
+
+A comma always separates values; a slash joins the λ of one value's steps, ``1.2/1.0/0.6``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Final
 from lcm_arith.errors import UsageError
 
 _MOST: Final = 1000
+_LISTS: Final = "write 0.4,0.8 or 0:1.2:0.2"
 _NUMBER: Final = re.compile(r"[-+]?(?=\.?[0-9])[0-9]{0,6}(?:\.[0-9]{0,6})?")
 
 
@@ -28,11 +32,36 @@ def parse_decimals(text: str, what: str) -> tuple[Decimal, ...]:
         if len(fields) not in (1, 3):
             raise UsageError(
                 f"{what} {text!r}: {item!r} is neither a number nor start:stop:step",
-                hint="write 0.4,0.8 or 0:1.2:0.2",
+                hint=_LISTS,
             )
         values += fields if len(fields) == 1 else _range(*fields, text=text, what=what)
     plain = dict.fromkeys(value + 0 if value else Decimal(0) for value in values)
     return tuple(Decimal(_plain(value)) for value in plain)
+
+
+def parse_schedule(text: str, what: str) -> tuple[Decimal, ...]:
+    """λ per step, ``1.2/1.0/0.6``; a single one where it is the same in all steps.
+
+    Raises:
+        UsageError: If a part is no number.
+    """
+    hint = "one λ for all steps, 0.8, or one a step with slashes, 1.2/1.0/0.6"
+    return tuple(Decimal(_plain(_decimal(part, text, what, hint))) for part in text.split("/"))
+
+
+def parse_weights(text: str, what: str) -> tuple[tuple[Decimal, ...], ...]:
+    """The values of a list in which any may be a schedule, ``0.8,1.2/1.0/0.6,0:1:0.2``.
+
+    Raises:
+        UsageError: As :func:`parse_decimals`.
+    """
+    values: list[tuple[Decimal, ...]] = []
+    for item in text.split(","):
+        if "/" in item:
+            values.append(parse_schedule(item, what))
+        else:
+            values += [(value,) for value in parse_decimals(item, what)]
+    return tuple(dict.fromkeys(values))
 
 
 def parse_counts(text: str, what: str) -> tuple[int, ...]:
@@ -48,11 +77,11 @@ def parse_counts(text: str, what: str) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def _decimal(field: str, text: str, what: str) -> Decimal:
+def _decimal(field: str, text: str, what: str, hint: str = _LISTS) -> Decimal:
     if not _NUMBER.fullmatch(field.strip()):
         raise UsageError(
             f"{what} {text!r}: {field!r} is not a number of at most 6 digits and 6 decimals",
-            hint="write 0.4,0.8 or 0:1.2:0.2",
+            hint=hint,
         )
     return Decimal(field.strip())
 

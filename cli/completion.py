@@ -45,6 +45,13 @@ def kinds(incomplete: str) -> list[str]:
     return _beginning(KINDS, incomplete)
 
 
+def recipes(incomplete: str) -> list[str]:
+    """Names of the shipped recipes."""
+    from lcm_arith.evaluation.recipe import names
+
+    return _beginning(names(), incomplete)
+
+
 def _beginning(names: Iterable[str], start: str) -> list[str]:
     return [name for name in names if name.startswith(start)]
 

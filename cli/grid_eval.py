@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lcm_arith.cli import options
+from lcm_arith.cli import completion, options
 from lcm_arith.cli.output import Stages, print_grid, print_json, progress, stderr, stdout
 
 EXAMPLES = """Examples:
@@ -20,19 +20,68 @@ EXAMPLES = """Examples:
   lcm-arith grid-eval none lcm --l2 0.6:1.2:0.2 --out base-grid --csv base.csv
 
   lcm-arith grid-eval --noninferior prompt_score:0.02 --confirm 3
+
+  lcm-arith grid-eval --l1 0.8,1.2/1.0/0.6/0.6 --steps 4 --axis sampler=lcm,ddim
+
+  lcm-arith grid-eval --recipe which-sampler --prompts 48
 """
+
+
+AXES = (
+    "guidance", "sampler", "method", "rank", "te", "style", "accel", "base", "negative", "edit",
+)  # fmt: skip
+"""lcm_arith.evaluation.axes.AXES, which imports torch."""
+
+
+def _recipe(context: typer.Context, name: str | None) -> str | None:
+    """Reads a recipe, whose options then stand in for those that are not given."""
+    if name is None:
+        return None
+    from lcm_arith.evaluation.recipe import read
+
+    names = {
+        option.removeprefix("--"): parameter.name
+        for parameter in context.command.params
+        for option in parameter.opts
+        if option.startswith("--") and option not in ("--help", "--recipe", "--axis")
+    }
+    context.default_map = {names[key]: text for key, text in read(name, names).options.items()}
+    return name
 
 
 def command(
     style: options.Style = None,
     accel: options.Accel = None,
     l1: Annotated[
-        str, typer.Option("--l1", metavar="LIST", help="Weights λ1 of the style vector.")
+        str,
+        typer.Option(
+            "--l1",
+            metavar="LIST",
+            help="Weights λ1 of the style vector; 1.2/1.0/0.6/0.6 is one per step.",
+        ),
     ] = "0.6,0.8,1.0",
     l2: Annotated[
         str, typer.Option("--l2", metavar="LIST", help="Weights λ2 of the acceleration vector.")
     ] = "0.8,1.0",
     steps: Annotated[str, typer.Option(metavar="LIST", help="Step counts.")] = "1,2,4",
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=V1,V2",
+            help=f"Another axis, repeatable: {', '.join(AXES)}. A list with a semicolon is "
+            "separated by semicolons; none is to do without.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Options of a recipe (lcm-arith recipes ls) where they are not given here.",
+            callback=_recipe,
+            is_eager=True,
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
     prompts: Annotated[
         str,
         typer.Option(
@@ -100,20 +149,24 @@ def command(
     """
     from lcm_arith.evaluation import answers
     from lcm_arith.evaluation.asked import parse_asked
+    from lcm_arith.evaluation.axes import check_text_encoders, make_cells
     from lcm_arith.evaluation.findings import confirmed, find, with_findings
     from lcm_arith.evaluation.grid import run_grid
-    from lcm_arith.evaluation.lists import parse_counts, parse_decimals
     from lcm_arith.evaluation.metrics import METRICS, choose
-    from lcm_arith.evaluation.plan import choose_prompts, make_grid, plain_cells
+    from lcm_arith.evaluation.plan import choose_prompts, make_grid
+    from lcm_arith.evaluation.recipe import read
     from lcm_arith.evaluation.references import read_references
     from lcm_arith.evaluation.report import ceilings_line, check_csv_name, notes, write_report
     from lcm_arith.evaluation.sources import Sources
     from lcm_arith.families import embedded
     from lcm_arith.formats.container import refuse_existing
 
-    names = options.pair(style, accel)
-    lists = [parse_decimals(l1, "--l1"), parse_decimals(l2, "--l2")]
-    counts, chosen = parse_counts(steps, "--steps"), choose_prompts(prompts, part.value)
+    chosen = choose_prompts(prompts, part.value)
+    named = [name for name, one in (("style", style), ("accel", accel)) if one is not None]
+    cells = make_cells(
+        style=style, accel=accel, defaults=options.pair(None, None), l1=l1, l2=l2, steps=steps,
+        axes=read(recipe).axes_beside(axis or [], named) if recipe else axis or [], prompts=chosen,
+    )  # fmt: skip
     measured = tuple(METRICS) if metrics is None else choose(metrics)
     side = embedded().resolution
     references = read_references(style_refs, (side, side)) if style_refs else None
@@ -124,9 +177,10 @@ def command(
     check_csv_name(table, out)
     sources = Sources()
     grid = make_grid(
-        cells=plain_cells(*names, lists[0], lists[1], counts), prompts=chosen, seeds=seeds,
-        family=sources.family, style_set=sources.style_set,
+        cells=cells, prompts=chosen, seeds=seeds, family=sources.family,
+        style_set=sources.style_set,
     )  # fmt: skip
+    check_text_encoders(cells, sources.vector)
     sources.check(grid.rows)
     asked = parse_asked(
         grid, best_by=best_by, baseline=baseline, noninferior=noninferior, confirm=confirm

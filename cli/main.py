@@ -22,6 +22,7 @@ from lcm_arith.cli import (
     inspect,
     interfere,
     negate,
+    recipes,
     registry,
     reproject,
     spectrum,
@@ -78,6 +79,7 @@ for _name, _module in (
     ("demo", demo),
 ):
     app.command(_name, epilog=_module.EXAMPLES)(_module.command)
+app.add_typer(recipes.app, name="recipes")
 app.add_typer(registry.app, name="registry")
 
 # The libraries' own messages and bars are not for our users; set these variables to see them.

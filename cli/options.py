@@ -39,6 +39,8 @@ class SamplerName(StrEnum):
     lcm = "lcm"
     dpmpp = "dpm++"
     ddim = "ddim"
+    euler = "euler"
+    tcd = "tcd"
 
 
 class PartName(StrEnum):

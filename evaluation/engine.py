@@ -1,224 +1,323 @@
-"""Makes the pictures of a grid, each once, and keeps them.
+"""Makes the pictures of a grid: each once, sharing all that is the same, in any order to the bit.
 
-A picture lies under the hash of all that changes its pixels. Pictures are made in chunks whose
-composition depends on the plan alone; a chunk counts as done when its record and all its pictures
-are whole, otherwise it is made again whole. So a grid that was cut anywhere resumes, and ends with
-the bytes of an uninterrupted one.
+The base is loaded once, a prompt is encoded once per state of the text encoders, weights are
+rebuilt from pristine once per mix. Pictures are made in chunks: a block of consecutive prompts, one
+seed, every way of sampling that needs the same weights. A chunk's composition depends on the plan
+and on what the store held before the plan, never on where a run was cut.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
-from functools import cache
-from importlib.metadata import version
 from itertools import groupby
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from PIL import Image
+import torch
 from torch import Tensor
 
-from lcm_arith.combination import NONE
-from lcm_arith.embedded import files
-from lcm_arith.evaluation.plan import Grid, digest
-from lcm_arith.evaluation.rows import Mix, Row
-from lcm_arith.evaluation.sources import Sources, style_terms
-from lcm_arith.formats.container import write_bytes
+from lcm_arith.bases import Base
+from lcm_arith.condition import Condition, joined
+from lcm_arith.errors import UsageError
+from lcm_arith.evaluation.calibration import calibrated
+from lcm_arith.evaluation.mixing import mixed, plain
+from lcm_arith.evaluation.rows import Item, Mix, Row
+from lcm_arith.evaluation.sources import SMALL, Sources
+from lcm_arith.evaluation.store import Made, Pair, Record, Store
+from lcm_arith.evaluation.telling import Teller
+from lcm_arith.evaluation.trajectories import Column, draw
 from lcm_arith.fuse import LiveWeights
-from lcm_arith.modules import EMBEDDED
-from lcm_arith.sampling import SAMPLERS, encode_prompts, sample, too_long
+from lcm_arith.sampling import decoded, rounded
 from lcm_arith.vector import TaskVector
 
-CHUNK: Final = 32  # pictures made together
+MANY, FEW = 16, 2  # prompts of a block
+CPU_BATCH: Final = {True: 32, False: 4}
+"""UNet rows at once on the CPU, of small pictures or not; more are no faster there."""
+DECODED: Final = 4  # UNet rows of a batch for a picture that is decoded at once
 
 OnRows = Callable[[int], None]
-"""Told how many UNet rows were just made (or found made)."""
+"""Told how many UNet rows, as if drawn alone, were just made or found made; what it raises ends
+the rendering between two chunks."""
 
 
 @dataclass
 class Counters:
-    """Work that was really done."""
+    """Work that was really done.
+
+    Args:
+        pipeline_loads, text_encodes, weight_rebuilds: How often.
+        unet_rows: Evaluated.
+        unet_rows_unshared: That the same pictures take if each is drawn alone.
+        decodes, pictures: Pictures decoded, pictures committed.
+        unet_s, vae_s: Seconds in UNet and VAE, the device's work included.
+        wall_s: Seconds of rendering in all.
+        peak_mib: Most memory that tensors took on a CUDA device; 0 on the CPU.
+    """
 
     pipeline_loads: int = 0
     text_encodes: int = 0
     weight_rebuilds: int = 0
     unet_rows: int = 0
+    unet_rows_unshared: int = 0
+    decodes: int = 0
     pictures: int = 0
+    unet_s: float = 0.0
+    vae_s: float = 0.0
+    wall_s: float = 0.0
+    peak_mib: float = 0.0
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the wall time that UNet and VAE ran; 1 where nothing was drawn.
+
+        It tells what loading, encoding, rebuilding, samplers and files cost beside them. It does
+        not tell whether UNet and VAE themselves ran as fast as the device could.
+        """
+        return (self.unet_s + self.vae_s) / self.wall_s if self.pictures else 1.0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is drawn with the same weights, step by step: the unit of work that is handed out.
+
+    Args:
+        mixes: One, or one a step.
+        rows: Every way of drawing with them.
+    """
+
+    mixes: tuple[Mix, ...]
+    rows: tuple[Row, ...]
+
+
+def units(rows: Sequence[Row]) -> tuple[Unit, ...]:
+    """Rows by their weights, bases together; rows that differ in their role alone count once.
+
+    Raises:
+        UsageError: If a schedule has another number of steps than its row.
+    """
+    distinct = {(_mixes(row), *row.pixels_key): row for row in reversed(rows)}
+    for row in distinct.values():
+        if len(row.mixes) not in (1, row.steps):
+            raise UsageError(
+                f"a schedule of {len(row.mixes)} λ does not fit {row.steps} steps",
+                hint="give one λ a step, such as 1.2/1.0/0.6/0.6 for 4 steps",
+            )
+    ordered = sorted(distinct.values(), key=lambda row: repr((_mixes(row), row.pixels_key)))
+    return tuple(Unit(mixes, tuple(same)) for mixes, same in groupby(ordered, key=_mixes))
+
+
+def _mixes(row: Row) -> tuple[Mix, ...]:
+    return tuple(map(plain, row.mixes))
+
+
+def chunks(items: Sequence[Item], block: int) -> Iterator[tuple[Item, ...]]:
+    """Items by blocks of consecutive prompts, one seed each."""
+    prompts = list(dict.fromkeys(prompt for prompt, _ in items))
+    wanted = dict.fromkeys(items)
+    for at in range(0, len(prompts), block):
+        for seed in dict.fromkeys(seed for _, seed in items):
+            chunk = [(prompt, seed) for prompt in prompts[at : at + block]]
+            found = tuple(item for item in chunk if item in wanted)
+            if found:
+                yield found
 
 
 @dataclass(eq=False)
 class Engine:
-    """Renders rows of a grid into a folder.
+    """Draws into a store.
 
     Args:
-        folder: Where ``images/`` and ``chunks/`` are kept.
+        store: Of the pictures; its keys say the number format and ``fast``.
         sources: Of bases and vectors.
-        fast: As in ``lcm_arith.sampling.sample``.
+        batch: Rows that the UNet gets at once. None is fixed on the CPU, and measured once on CUDA;
+            what it became stands here afterwards.
+        counters: Work that was really done.
     """
 
-    folder: Path
+    store: Store
     sources: Sources
-    fast: bool = False
+    batch: int | None = None
     counters: Counters = field(default_factory=Counters)
-    _live: LiveWeights | None = None
-    _embeds: dict[str, Tensor] = field(default_factory=dict)
-    _text_changed: bool = False
+    _teller: Teller = field(init=False)
+    _base: tuple[str, Base, LiveWeights] | None = None
+    _applied: Mix | None = None
+    _text: Hashable = None
+    _told: dict[Hashable, Condition] = field(default_factory=dict)
+    _table: tuple[Hashable, Condition] | None = None
 
-    def render(self, grid: Grid, on_rows: OnRows) -> None:
-        """Makes every picture of the grid that is not there yet, one weight pair at a time."""
-        for folder in ("images", "chunks"):
-            (self.folder / folder).mkdir(parents=True, exist_ok=True)
-        distinct = {row.pixels_key: row for row in grid.rows}.values()
-        rows = sorted(distinct, key=lambda row: repr(row.mixes))
-        for (mix,), same in groupby(rows, key=lambda row: row.mixes):
-            applied = False
-            for row in same:
-                for items in _chunks(grid.items):
-                    if self._record(row, items) is None:
-                        if not applied:
-                            self._apply(mix)
-                            applied = True
-                        self._make(row, items)
-                    on_rows(row.nfe * len(items))
+    def __post_init__(self) -> None:
+        self._teller = Teller(self.store.keys)
 
-    def pixels(self, row: Row, grid: Grid) -> np.ndarray:
-        """The stored pictures of a row, uint8 ``[items, H, W, 3]``."""
-        return np.stack([_read(self.picture_path(row, item)) for item in grid.items])
+    def render(self, rows: Sequence[Row], items: Sequence[Item], on_rows: OnRows) -> None:
+        """Makes every picture of some rows that is not there, unit by unit, chunk by chunk.
 
-    def picture_path(self, row: Row, item: tuple[str, int]) -> Path:
-        """File of one picture."""
-        return self.folder / "images" / f"{self._key(row, [item])[:24]}.png"
+        The base's weights are pristine again afterwards, whatever happened.
 
-    def sha256(self, row: Row, grid: Grid) -> list[str]:
-        """File digests of a row's pictures, from the chunk records."""
-        records = [self._record(row, items) or {} for items in _chunks(grid.items)]
-        return [sha for record in records for sha in record["sha256"]]
+        Args:
+            rows: Ways of drawing.
+            items: What each draws.
+            on_rows: Told after each chunk.
 
-    def seconds_per_image(self, row: Row, grid: Grid) -> float:
-        """Wall time of making a row's pictures, decoding included."""
-        records = [self._record(row, items) or {} for items in _chunks(grid.items)]
-        return float(sum(record["seconds"] for record in records) / len(grid.items))
-
-    def _key(self, row: Row, items: Sequence[tuple[str, int]]) -> str:
-        terms = [
-            [repr(float(weight) * own), source.origin["sha256"]]
-            for weight, tau in self._terms(row.mixes[0])
-            for own, source in tau.terms
-        ]
-        return digest(
-            json.dumps(
-                {
-                    "versions": _versions(),
-                    "base": self.sources.base(row.context.base).digest,
-                    "terms": terms,
-                    "sampler": [row.sampler, SAMPLERS[row.sampler].options],
-                    "steps": row.steps,
-                    "guidance": repr(float(row.guidance)),
-                    "items": list(items),
-                    "fast": self.fast,
-                },
-                sort_keys=True,
-            )
-        )
-
-    def _record_path(self, row: Row, items: Sequence[tuple[str, int]]) -> Path:
-        return self.folder / "chunks" / f"{self._key(row, items)[:24]}.json"
-
-    def _record(self, row: Row, items: Sequence[tuple[str, int]]) -> dict[str, Any] | None:
-        """The record of a chunk whose pictures are all whole; None if it must be made."""
-        path = self._record_path(row, items)
+        Raises:
+            IncompatibleError: If a vector does not fit its base.
+            UsageError: If a sampler, a number of steps, a method or a schedule is impossible.
+            StorageError: If the disk refuses; what was committed stays.
+        """
+        started = time.perf_counter()
         try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            whole = [
-                files.sha256(self.picture_path(row, item)) == expected
-                for item, expected in zip(items, record["sha256"], strict=True)
-            ]
-            timed = isinstance(record["seconds"], float)
-        except (FileNotFoundError, KeyError, TypeError, ValueError):
-            return None
-        return record if timed and all(whole) else None
+            for unit in units(rows):
+                for chunk in chunks(items, self._block(unit)):
+                    pairs = [(row, item) for row in unit.rows for item in chunk]
+                    absent = {self.store.key(*p): p for p in pairs if not self.store.has(*p)}
+                    if absent:
+                        self.make(tuple(absent.values()))
+                    on_rows(sum(row.nfe for row, _ in pairs))
+        finally:
+            self.restore()
+            self.counters.wall_s += time.perf_counter() - started
 
-    def _pipeline(self) -> LiveWeights:
-        if self._live is None:
-            self._live = LiveWeights(self.sources.base(EMBEDDED).pipeline)
+    def make(self, pairs: Sequence[Pair]) -> Record:
+        """Draws pictures of one unit together, and commits them as one chunk.
+
+        Where a CUDA device has no room for the batch, it is halved for good and the chunk drawn
+        again whole.
+
+        Args:
+            pairs: Row by row, as :meth:`render` and a :class:`Record` have them.
+        """
+        base = self._use(pairs[0][0].context.base)
+        while True:
+            try:
+                self.batch = self.batch or self._first_batch(base)
+                made = self._draw(base, pairs, self.batch)
+                break
+            except torch.OutOfMemoryError:
+                if self.batch in (None, 1):
+                    raise
+                self.batch = (self.batch or 2) // 2
+                torch.cuda.empty_cache()
+        count, device = self.counters, base.unet.device
+        count.pictures += len(pairs)
+        count.unet_rows_unshared += sum(row.nfe for row, _ in pairs)
+        if device.type == "cuda":
+            count.peak_mib = torch.cuda.max_memory_allocated(device) / 2**20
+        return self.store.commit(pairs, made, batch=self.batch, device=device.type)
+
+    def restore(self) -> None:
+        """Gives the base its own weights back, to the bit."""
+        if self._base is not None:
+            self._base[2].apply(TaskVector())
+        self._applied = self._text = None
+
+    def _block(self, unit: Unit) -> int:
+        few = self.sources.device == "cpu" and not self.sources.small(unit.mixes[0].base)
+        return FEW if few else MANY
+
+    def _first_batch(self, base: Base) -> int:
+        if base.unet.device.type == "cuda":
+            return calibrated(base.pipeline, base.uncond(), fast=self.store.keys.fast)
+        return CPU_BATCH[base.size <= SMALL]
+
+    def _use(self, name: str) -> Base:
+        """A base; there is one at a time."""
+        if self._base is None or self._base[0] != name:
+            self.restore()
+            self._base, self._table, self._told = None, None, {}
+            base = self.sources.base(name)
+            self._base = (name, base, LiveWeights(base.pipeline))
             self.counters.pipeline_loads += 1
-        return self._live
-
-    def _terms(self, mix: Mix) -> list[tuple[Decimal, TaskVector]]:
-        style = [(mix.l1 * term.weights.overall, term.name) for term in style_terms(mix.style)]
-        accel = [(mix.l2, mix.accel)] if mix.accel != NONE else []
-        return [(weight, self.sources.vector(name)) for weight, name in (*style, *accel)]
-
-    def cut_prompts(self, grid: Grid) -> list[str]:
-        """Prompts of which the text encoder reads only the beginning."""
-        return too_long(self.sources.base(EMBEDDED).pipeline.tokenizer, grid.prompts)
+        return self._base[1]
 
     def _apply(self, mix: Mix) -> None:
-        tau = sum((float(weight) * tau for weight, tau in self._terms(mix)), TaskVector())
-        self._pipeline().apply(tau)
+        """Makes the weights those of a mix."""
+        if mix == self._applied or self._base is None:
+            return
+        made = mixed(mix, self.sources.vector)
+        self._base[2].apply(made.vector)
         self.counters.weight_rebuilds += 1
-        text = tuple(module for module in tau if not module.startswith("unet."))
-        if text or self._text_changed:
-            self._embeds.clear()  # the text encoder is another one now
-        self._text_changed = bool(text)
+        self._applied, self._text = mix, made.text
 
-    def _embedding(self, prompts: Sequence[str]) -> Tensor:
-        import torch
-
-        pipeline = self._pipeline().pipeline
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._embeds:
-                self._embeds[prompt] = encode_prompts(pipeline, [prompt])
-                self.counters.text_encodes += 1
-        return torch.cat([self._embeds[prompt] for prompt in prompts])
-
-    def _make(self, row: Row, items: Sequence[tuple[str, int]]) -> None:
-        embeds = self._embedding([prompt for prompt, _ in items])
-        uncond = self._embedding([""])
-        started = time.perf_counter()
-        pixels = sample(
-            self._pipeline().pipeline,
-            embeds,
-            uncond,
-            [seed for _, seed in items],
-            sampler=row.sampler,
-            steps=row.steps,
-            guidance=row.guidance,
-            fast=self.fast,
-        )
-        seconds = time.perf_counter() - started
-        written = [
-            write_bytes(self.picture_path(row, item), _png(picture), force=True, durable=False)
-            for item, picture in zip(items, pixels, strict=True)
+    def _draw(self, base: Base, pairs: Sequence[Pair], batch: int) -> list[Made]:
+        mixes, texts = _mixes(pairs[0][0]), _Texts()
+        columns = [
+            texts.column(row, [item for _, item in same])
+            for row, same in groupby(pairs, key=lambda pair: pair[0])
         ]
-        record = json.dumps({"sha256": written, "seconds": seconds})
-        write_bytes(self._record_path(row, items), record.encode(), force=True)
-        self.counters.unet_rows += row.nfe * len(items)
-        self.counters.pictures += len(items)
+
+        def told(step: int) -> Condition:
+            self._apply(mixes[min(step, len(mixes) - 1)])
+            return self._conditions(base, texts)
+
+        told(0)
+        started = time.perf_counter()
+        drawn = draw(base.pipeline, columns, told, batch=batch, fast=self.store.keys.fast)
+        pixels = self._decode(base, torch.cat(drawn.latents), max(1, batch // DECODED))
+        elapsed = time.perf_counter() - started
+        self.counters.unet_rows += drawn.unet_rows
+        self.counters.unet_s += drawn.unet_s
+        a_row = drawn.unet_s / drawn.unet_rows
+        rest = (elapsed - drawn.unet_s) / len(pairs)
+        shares = [float(share) for column in drawn.shares for share in column]
+        return [
+            Made(each, self._teller.told(*pair), a_row * share + rest, share)
+            for pair, each, share in zip(pairs, pixels, shares, strict=True)
+        ]
+
+    def _decode(self, base: Base, z: Tensor, batch: int) -> list[np.ndarray | None]:
+        """Latents as pictures; None where latents or picture are not finite."""
+        started = time.perf_counter()
+        found: list[np.ndarray | None] = [None] * len(z)
+        finite = z.isfinite().flatten(1).all(1).nonzero().flatten().tolist()
+        for at in range(0, len(finite), batch):
+            part = finite[at : at + batch]
+            for number, pixels in zip(part, decoded(base.pipeline, z[part]), strict=True):
+                found[number] = rounded(pixels) if np.isfinite(pixels).all() else None
+        self.counters.decodes += len(finite)
+        self.counters.vae_s += time.perf_counter() - started
+        return found
+
+    def _conditions(self, base: Base, texts: _Texts) -> Condition:
+        """What the network may be told, one row a text, by the text encoders as they are."""
+        wanted = (self._text, tuple(texts.numbers))
+        if self._table is None or self._table[0] != wanted:
+            told = [self._encoded(base, *text) for text in texts.numbers]
+            self._table = (wanted, joined(*told))
+        return self._table[1]
+
+    def _encoded(self, base: Base, text: str, negative: bool) -> Condition:
+        empty = negative and not text
+        key = (self._text, text, empty)
+        if key not in self._told:
+            self._told[key] = base.uncond() if empty else base.encode([text])
+            self.counters.text_encodes += 1
+        return self._told[key]
 
 
-@cache
-def _versions() -> dict[str, str]:
-    """What computes the pixels, beside the plan."""
-    return {name: version(name) for name in ("lcm-arith", "torch", "diffusers", "transformers")}
+@dataclass(eq=False)
+class _Texts:
+    """The distinct texts of a chunk, in order.
 
+    Args:
+        numbers: (text, whether it is what guidance leads away from) → its row.
+    """
 
-def _chunks(items: Sequence[tuple[str, int]]) -> list[tuple[tuple[str, int], ...]]:
-    return [tuple(items[at : at + CHUNK]) for at in range(0, len(items), CHUNK)]
+    numbers: dict[tuple[str, bool], int] = field(default_factory=dict)
 
+    def column(self, row: Row, items: Sequence[Item]) -> Column:
+        """The pictures of a row."""
+        context = row.context
+        return Column(
+            row.sampler,
+            row.steps,
+            row.guidance,
+            seeds=tuple(seed for _, seed in items),
+            cond=tuple(self._number(context.text(prompt), False) for prompt, _ in items),
+            uncond=tuple(self._number(context.negative, True) for _ in items)
+            if row.guidance > 1
+            else (),
+        )
 
-def _png(picture: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _read(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    def _number(self, text: str, negative: bool) -> int:
+        return self.numbers.setdefault((text, negative), len(self.numbers))

@@ -12,7 +12,8 @@ import pandas as pd
 
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.evaluation.best import score
-from lcm_arith.evaluation.engine import Counters, Engine
+from lcm_arith.evaluation.engine import Counters, Engine, units
+from lcm_arith.evaluation.keys import keys_of
 from lcm_arith.evaluation.metrics import (
     BETTER,
     METRICS,
@@ -28,6 +29,7 @@ from lcm_arith.evaluation.references import References, true_references
 from lcm_arith.evaluation.rows import Row, keys
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.stats import Interval, paired
+from lcm_arith.evaluation.store import Store
 from lcm_arith.evaluation.yardstick import Yardstick, cell_means
 
 KEY_COLUMNS: Final = ("role", "style", "accel", "l1", "l2", "sampler", "steps", "guidance")
@@ -157,16 +159,16 @@ def draw_grid(
     Arguments and errors as :func:`run_grid`.
     """
     sources.check(grid.rows)
-    engine = Engine(folder, sources, fast=fast)
-    distinct = {row.pixels_key: row.nfe for row in grid.rows}
-    total, done = sum(distinct.values()) * len(grid.items), 0
+    engine = Engine(Store(folder, keys_of(sources, fast=fast)), sources)
+    passes = sum(row.nfe for unit in units(grid.rows) for row in unit.rows)
+    total, done = passes * len(grid.items), 0
 
     def on_rows(rows: int) -> None:
         nonlocal done
         done += rows
         on_stage("draw", done, total, "UNet passes")
 
-    engine.render(grid, on_rows)
+    engine.render(grid.rows, grid.items, on_rows)
     return engine
 
 
@@ -178,10 +180,10 @@ def _samples(grid: Grid, engine: Engine, references: References | None) -> dict[
         yardstick = Yardstick(judge, probe, setting.target_sets, setting.style_set, drawn)
         held = references or true_references(setting.target_sets, drawn)
 
-        teacher = Sample(engine.pixels(setting.teacher, grid), drawn, yardstick, held)
+        teacher = Sample(engine.store.pixels(setting.teacher, grid.items), drawn, yardstick, held)
         cells = [cell for cell in grid.cells if cell.context == setting.context]
         for row in (*setting.rows, *cells):
-            pixels = engine.pixels(row, grid)
+            pixels = engine.store.pixels(row, grid.items)
             found[row] = Sample(pixels, drawn, yardstick, held, teacher)
         found[setting.teacher] = teacher
     return found
@@ -212,7 +214,7 @@ def _measure(
             **cell_means(metrics[row]),
             **of_cell[row],
             "nfe": row.nfe,
-            "seconds_per_image": engine.seconds_per_image(row, grid),
+            "seconds_per_image": _seconds(engine.store, grid, row),
             "n_defects": int((faults[row] != OK).sum()),
         }
         for row in rows
@@ -229,9 +231,20 @@ def _measure(
         metrics,
         {row: samples[row].pixels for row in rows},
         list(dict.fromkeys(unknown)),
-        engine.cut_prompts(grid),
+        _cut_prompts(grid, engine.sources),
         engine.counters,
     )
+
+
+def _seconds(store: Store, grid: Grid, row: Row) -> float:
+    """Wall time a picture, decoding included, and shared steps divided among those that share."""
+    return float(np.mean([picture.seconds for picture in store.pictures(row, grid.items)]))
+
+
+def _cut_prompts(grid: Grid, sources: Sources) -> list[str]:
+    bases = dict.fromkeys(setting.context.base for setting in grid.settings)
+    cut = {prompt for base in bases for prompt in sources.too_long(base, grid.prompts)}
+    return [prompt for prompt in grid.prompts if prompt in cut]
 
 
 def _margins(setting: Setting, samples: dict[Row, Sample]) -> tuple[Row, ...]:
@@ -261,14 +274,15 @@ def named(row: Row) -> dict[str, Any]:
 def _image_lines(
     grid: Grid, row: Row, engine: Engine, columns: dict[str, np.ndarray]
 ) -> pd.DataFrame:
-    paths = [engine.picture_path(row, item).relative_to(engine.folder) for item in grid.items]
+    store = engine.store
+    paths = [store.picture_path(row, item).relative_to(store.folder) for item in grid.items]
     return pd.DataFrame(
         {
             **named(row),
             "prompt": [prompt for prompt, _ in grid.items],
             "seed": [seed for _, seed in grid.items],
             "path": [path.as_posix() for path in paths],
-            "sha256": engine.sha256(row, grid),
+            "sha256": store.sha256(row, grid.items),
             **columns,
         },
         columns=list(IMAGE_COLUMNS),

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lcm_arith.adapters import facts, load
+import torch
+
+from lcm_arith.adapters import DTYPES, facts, load
+from lcm_arith.base_files import PARTS, file_digest, folder_kind, weight_files
 from lcm_arith.bases import Base, load_base
 from lcm_arith.combination import NONE
-from lcm_arith.embedded import pictures
+from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import IncompatibleError
 from lcm_arith.evaluation.rows import Row
 from lcm_arith.families import Family, check_same_family, embedded, family, misfits
 from lcm_arith.modules import EMBEDDED
+from lcm_arith.sampling import too_long
 from lcm_arith.vector import TaskVector
 from lcm_arith.weights import Term, parse_term
 
 _PUBLISHED_LIKE = "sd"
 """Family whose defaults hold for every base but the embedded one: they have them in common."""
+
+SMALL = 128  # px
 
 
 def style_terms(style: str) -> tuple[Term, ...]:
@@ -45,6 +53,7 @@ class Sources:
     dtype: str = "float32"
     device: str = "cpu"
     _vectors: dict[str, TaskVector] = field(default_factory=dict)
+    _digests: dict[str, str] = field(default_factory=dict)
     _base: tuple[str, Base] | None = None
 
     def vector(self, name: str) -> TaskVector:
@@ -66,8 +75,74 @@ class Sources:
         """
         if self._base is None or self._base[0] != name:
             self._base = None
-            self._base = (name, load_base(None if name == EMBEDDED else name))
+            self._base = (name, self._placed(load_base(None if name == EMBEDDED else name)))
         return self._base[1]
+
+    def _placed(self, base: Base) -> Base:
+        """Moved, in the number format; SDXL's VAE stays float32 beside float16, as in diffusers."""
+        dtype = DTYPES[self.dtype]
+        for part in PARTS[base.kind]:
+            wide = part == "vae" and base.kind == "sdxl" and dtype == torch.float16
+            wide = wide and bool(base.vae.config.force_upcast)
+            module = getattr(base.pipeline, part)
+            # diffusers' own warns of layers that it would keep in float32, even if there are none
+            torch.nn.Module.to(module, self.device, torch.float32 if wide else dtype)
+        return base
+
+    def base_digest(self, name: str) -> str:
+        """sha256 over all that a base computes with: weights, configurations, tokenizers.
+
+        Nothing is loaded for it, but a model of a hub, which has to be at hand.
+
+        Raises:
+            NotFoundError, InvalidContentError, IncompatibleError, NetworkError: As
+                :func:`lcm_arith.bases.load_base`.
+        """
+        if name not in self._digests:
+            self._digests[name] = self._base_digest(name)
+        return self._digests[name]
+
+    def _base_digest(self, name: str) -> str:
+        folder = embedded().base if name == EMBEDDED else Path(name)
+        if folder.is_file():
+            return file_digest(folder)[1]
+        if folder.is_dir():
+            return _folder_digest(folder)
+        base = self.base(name)
+        configs = [base.unet.config, base.vae.config, base.pipeline.scheduler.config]
+        told = json.dumps([base.digest, *map(dict, configs)], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def small(self, name: str) -> bool:
+        """Whether a base draws pictures of at most :data:`SMALL`; published ones do not."""
+        folder = embedded().base if name == EMBEDDED else Path(name)
+        if not folder.is_dir():
+            return False
+        unet, vae = (
+            json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+            for part in ("unet", "vae")
+        )
+        return bool(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1) <= SMALL)
+
+    def too_long(self, name: str, prompts: Sequence[str]) -> list[str]:
+        """Prompts of which a base's text encoder reads only the beginning."""
+        folder = embedded().base if name == EMBEDDED else Path(name)
+        if not folder.is_dir():
+            return too_long(self.base(name).pipeline.tokenizer, prompts)
+        from transformers import CLIPTokenizer
+
+        return too_long(CLIPTokenizer.from_pretrained(folder / "tokenizer"), prompts)
+
+    def vector_digest(self, name: str) -> str:
+        """sha256 of a vector's file; of a sum in memory, over its weights and files.
+
+        Raises:
+            NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`.
+        """
+        terms = [[repr(w), source.origin["sha256"]] for w, source in self.vector(name).terms]
+        if [weight for weight, _ in terms] == ["1.0"]:
+            return str(terms[0][1])
+        return hashlib.sha256(json.dumps(terms).encode()).hexdigest()
 
     def family(self, base: str) -> Family:
         """Defaults of a base's family."""
@@ -96,6 +171,16 @@ class Sources:
             check_same_family(named)
             for name, tau in named.items():
                 _check_fits(base, name, tau)
+
+
+def _folder_digest(folder: Path) -> str:
+    """Over the files of a diffusers folder that its pipeline reads."""
+    weights = {p for part in PARTS[folder_kind(folder)] for p in weight_files(folder / part)}
+    small = {p for ending in ("json", "txt") for p in folder.rglob(f"*.{ending}") if p.is_file()}
+    listed = {
+        path.relative_to(folder).as_posix(): files.sha256(path) for path in sorted(weights | small)
+    }
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 
 
 def _check_fits(base: str, name: str, tau: TaskVector) -> None:

@@ -125,7 +125,9 @@ def folder_digests(folder: Path, kind: str) -> dict[str, str]:
     """
     found = {}
     for part in PARTS[kind]:
-        files = {path.name: _open(path).checked(keep=False)[0] for path in _weights(folder / part)}
+        files = {
+            path.name: _open(path).checked(keep=False)[0] for path in weight_files(folder / part)
+        }
         listed = json.dumps(files, sort_keys=True).encode()
         (first, *others) = files.values()
         found[part] = hashlib.sha256(listed).hexdigest() if others else first
@@ -138,7 +140,9 @@ def check_complete(folder: Path, pipeline: Any, kind: str) -> None:
     The libraries fill such layers with random numbers and go on.
     """
     for part in PARTS[kind]:
-        stored = {_canonical(part, key) for path in _weights(folder / part) for key in _open(path)}
+        stored = {
+            _canonical(part, key) for path in weight_files(folder / part) for key in _open(path)
+        }
         missing = [
             key
             for key in getattr(pipeline, part).state_dict()
@@ -163,7 +167,7 @@ def _open(path: Path) -> SafeFile:
     return SafeFile.open(path, checkpoint=True)
 
 
-def _weights(component: Path) -> list[Path]:
+def weight_files(component: Path) -> list[Path]:
     """The files that diffusers and transformers read: one, or the parts of a split one."""
     for stem in ("diffusion_pytorch_model", "model"):
         index = component / f"{stem}.safetensors.index.json"

@@ -51,6 +51,10 @@ SAMPLERS: Final = {
         {"timestep_spacing": "trailing", "clip_sample": False},
         "arXiv:2010.02502; trailing: arXiv:2305.08891",
     ),
+    "euler": Sampler(
+        "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, "arXiv:2206.00364, alg. 2"
+    ),
+    "tcd": Sampler("TCDScheduler", {}, "arXiv:2402.19159, alg. 4; γ = 0.3"),
 }
 
 
@@ -170,34 +174,76 @@ def denoise(
     ``grid_points`` is that of :func:`make_scheduler`.
     """
     scheduler = make_scheduler(pipeline.scheduler.config, sampler, steps, grid_points)
-    unet, device = pipeline.unet, pipeline.unet.device
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    size = unet.config.sample_size
-    shape = (1, unet.config.in_channels, size, size)
-    z: Tensor = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
-    z = z * scheduler.init_noise_sigma
+    walk = Walk.start(scheduler, seeds, pipeline.unet)
     guided = guidance > 1
-    c = _whole(pipeline, embeds)
+    c = whole(pipeline, embeds)
     c = joined(_like(c, uncond), c) if guided else c
-    model = model or network(unet)
-    takes = inspect.signature(scheduler.step).parameters
-    extra = {"generator": generators} if "generator" in takes else {}
-    for t in scheduler.timesteps:
-        z_in = scheduler.scale_model_input(z, t)
+    model = model or network(pipeline.unet)
+    device = walk.z.device
+    while not walk.done:
+        z_in, t = walk.input()
         z_in = torch.cat([z_in, z_in]) if guided else z_in
         with fast_math(device, enabled=fast):
             out = model(z_in, t.to(device).expand(len(z_in)), c)
         if guided:
             out_uncond, out_cond = out.chunk(2)
-            out = out_uncond + guidance * (out_cond - out_uncond)
-        result = scheduler.step(out, t, z, return_dict=True, **extra)
-        z = result.prev_sample
+            out = guide(out_uncond, out_cond, guidance)
+        walk.advance(out)
         if on_step:
             on_step()
-    return z
+    return walk.z
 
 
-def _whole(pipeline: Any, told: Tensor | Condition) -> Condition:
+@dataclass(eq=False)
+class Walk:
+    """Pictures on their way from noise, all by one sampler; nothing here calls the network.
+
+    Args:
+        scheduler: diffusers' scheduler with its timesteps set; it remembers earlier steps.
+        z: Where they are, ``[B, C, h, w]``, float32.
+        generators: One a picture; each drew its picture's noise, and goes on where that ended.
+        step: Steps that are done.
+    """
+
+    scheduler: Any
+    z: Tensor
+    generators: list[torch.Generator]
+    step: int = 0
+
+    @classmethod
+    def start(cls, scheduler: Any, seeds: Sequence[int], unet: Any) -> Walk:
+        """One picture per seed, at the first timestep, as large as the UNet was made for."""
+        size = unet.config.sample_size
+        shape = (1, unet.config.in_channels, size, size)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        z = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(unet.device)
+        return cls(scheduler, z * scheduler.init_noise_sigma, generators)
+
+    @property
+    def done(self) -> bool:
+        """Whether the pictures have arrived."""
+        return self.step == len(self.scheduler.timesteps)
+
+    def input(self) -> tuple[Tensor, Tensor]:
+        """What the network reads next: latents scaled as the sampler wants it, and t."""
+        t = self.scheduler.timesteps[self.step]
+        return self.scheduler.scale_model_input(self.z, t), t
+
+    def advance(self, out: Tensor) -> None:
+        """Takes a step with the network's output, ``[B, C, h, w]``, guided where it is to be."""
+        t = self.scheduler.timesteps[self.step]
+        takes = inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": self.generators} if "generator" in takes else {}
+        self.z = self.scheduler.step(out, t, self.z, return_dict=True, **extra).prev_sample
+        self.step += 1
+
+
+def guide(uncond: Tensor, cond: Tensor, guidance: float) -> Tensor:
+    """ε_∅ + s (ε_c − ε_∅); classifier-free guidance, arXiv:2207.12598 with s = 1 + ω."""
+    return uncond + guidance * (cond - uncond)
+
+
+def whole(pipeline: Any, told: Tensor | Condition) -> Condition:
     """A condition with everything that the UNet asks for."""
     condition = {"embeds": told} if isinstance(told, Tensor) else dict(told)
     if "pooled" in condition and "time_ids" not in condition:
@@ -216,10 +262,21 @@ def _like(condition: Condition, uncond: Tensor | Condition) -> Condition:
 @torch.no_grad()
 def decode(pipeline: Any, z: Tensor) -> np.ndarray:
     """Latents ``[B, C, h, w]`` to uint8 pictures ``[B, H, W, 3]``, rounded as diffusers does."""
+    return rounded(decoded(pipeline, z))
+
+
+@torch.no_grad()
+def decoded(pipeline: Any, z: Tensor) -> np.ndarray:
+    """The same before rounding, float32 in 0 to 1; NaN where the VAE gives NaN."""
     config = pipeline.vae.config
     z = z / config.scaling_factor + (config.shift_factor or 0)
-    pixels = pipeline.vae.decode(z).sample  # in [-1, 1]
-    pixels = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+    pixels = pipeline.vae.decode(z.to(pipeline.vae.dtype)).sample  # in [-1, 1]
+    found = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+    return np.asarray(found)
+
+
+def rounded(pixels: np.ndarray) -> np.ndarray:
+    """Pictures in 0 to 1 as uint8."""
     return np.asarray((pixels * 255).round().astype(np.uint8))
 
 

@@ -126,7 +126,7 @@ def bad_files(folder: Path) -> None:
         (2, "grid-eval --seeds 0"),
         (2, "grid-eval --part C"),
         (2, "generate --steps 0"),
-        (2, "generate --sampler euler"),
+        (2, "generate --sampler heun"),
         (2, "generate --guidance -1"),
         (2, "generate --vector noto:heavy"),
         (2, "distill --omega -1"),

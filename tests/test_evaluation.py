@@ -17,6 +17,7 @@ from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundError, UsageError
 from lcm_arith.evaluation.engine import Engine
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, run_grid
+from lcm_arith.evaluation.keys import keys_of
 from lcm_arith.evaluation.lists import parse_counts, parse_decimals
 from lcm_arith.evaluation.plan import (
     as_json,
@@ -31,6 +32,7 @@ from lcm_arith.evaluation.rows import Context, Row
 from lcm_arith.evaluation.sheets import font
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.stats import closed_gap, of_means, paired, ratio
+from lcm_arith.evaluation.store import Store
 from lcm_arith.evaluation.yardstick import Yardstick, mean_pair_distance
 from lcm_arith.families import embedded
 from lcm_arith.vector import TaskVector
@@ -340,14 +342,16 @@ def test_the_tables_hold_exactly_the_promised_columns_and_rows(
 def test_the_control_is_the_best_candidate(finished: tuple[Path, Result]) -> None:
     folder, result = finished
     grid, setting = result.grid, result.grid.only
-    engine = Engine(folder, Sources())
+    store = Store(folder, keys_of(Sources()))
     yardstick = Yardstick(
         load_judge(), load_probe(), setting.target_sets, setting.style_set, grid.prompts
     )
     prompts = [prompt for prompt, _ in grid.items]
     for candidates in setting.controls.values():
         mean = {
-            c: yardstick.picture_metrics(engine.pixels(c, grid), prompts)[0]["pair_distance"].mean()
+            c: yardstick.picture_metrics(store.pixels(c, grid.items), prompts)[0][
+                "pair_distance"
+            ].mean()
             for c in candidates
         }
         assert result.control(candidates[0]) == min(mean, key=lambda c: float(mean[c]))
@@ -358,7 +362,12 @@ def test_work_is_done_once(finished: tuple[Path, Result]) -> None:
     grid, counters = result.grid, result.counters
     assert counters.text_encodes == len(grid.prompts) + 1  # and ∅
     assert counters.weight_rebuilds == 4  # (0, 0), (1, 0), (0.8, 1), (1, 1)
-    assert counters.unet_rows == sum(row.nfe for row in grid.rows) * len(grid.items)
+    items, chunks = len(grid.items), len(grid.seeds)
+    assert counters.unet_rows_unshared == sum(row.nfe for row in grid.rows) * items
+    # base 10; teacher 10, controls 2 more; two pairs of cells 2 each. The noise of a seed and ∅ are
+    # the same for all prompts, so the first ∅ of base and teacher is one row a seed.
+    assert counters.unet_rows == (10 + 12 + 2 + 2) * items - 2 * (items - chunks)
+    assert counters.pictures == counters.decodes == len(grid.rows) * items
 
 
 def test_a_cut_grid_resumes_and_ends_with_the_same_tables(
@@ -370,10 +379,11 @@ def test_a_cut_grid_resumes_and_ends_with_the_same_tables(
     copy = tmp_path / "grid"
     shutil.copytree(folder, copy)
     victim = result.images.iloc[-1]
-    row = result.rows[-1]
     (copy / victim.path).write_bytes((folder / victim.path).read_bytes()[:20])
     again = run(copy, result.grid)
-    assert again.counters.unet_rows == row.nfe * len(result.grid.items)  # its chunk, whole
+    # Its chunk, whole: the steps 1 and 2 of one mix, all prompts, one seed.
+    assert again.counters.pictures == 2 * len(result.grid.prompts)
+    assert again.counters.unet_rows == 2 * len(result.grid.prompts)
     timeless = [c for c in CELL_COLUMNS if c != "seconds_per_image"]
     assert csv_bytes(again.cells[timeless]) == csv_bytes(result.cells[timeless])
     assert csv_bytes(again.images) == csv_bytes(result.images)
@@ -416,7 +426,8 @@ def sources_of(style: TaskVector, accel: TaskVector) -> Sources:
 
 
 def engine_of(style: TaskVector, accel: TaskVector, folder: Path) -> Engine:
-    return Engine(folder, sources_of(style, accel))
+    sources = sources_of(style, accel)
+    return Engine(Store(folder, keys_of(sources)), sources)
 
 
 def test_pictures_of_other_weights_or_vectors_are_other_pictures(tmp_path: Path) -> None:
@@ -424,11 +435,11 @@ def test_pictures_of_other_weights_or_vectors_are_other_pictures(tmp_path: Path)
     row, item = grid.cells[0], grid.items[0]
     a, b = random_vector(4, 1.0, seed=1), random_vector(4, 1.0, seed=2)
     paths = {
-        engine_of(style, accel, tmp_path).picture_path(row, item)
+        engine_of(style, accel, tmp_path).store.picture_path(row, item)
         for style, accel in ((a, b), (0.5 * a, b), (b, a), (a, a), (a + b, b))
     }
     assert len(paths) == 5
-    assert engine_of(a, b, tmp_path).picture_path(row, item) in paths
+    assert engine_of(a, b, tmp_path).store.picture_path(row, item) in paths
 
 
 def test_a_style_that_ships_no_pictures_is_not_measured_against_others() -> None:
@@ -449,13 +460,13 @@ def test_a_text_encoder_that_follows_the_weights_is_asked_again(
     style = 30 * random_vector(4, 4.0, seed=1, modules={f"text_encoder.{names[0]}": (128, 128)})
     grid = small_grid(prompts=("fox",), seeds=1, steps=(1,))
     whole = engine_of(style, TaskVector(), tmp_path / "a")
-    whole.render(grid, quiet)
+    whole.render(grid.rows, grid.items, quiet)
     for row in grid.cells:
         alone = engine_of(style, TaskVector(), tmp_path / f"b{row.l1}")
-        only = replace(grid.only, controls={}, base=row, teacher=row)
-        alone.render(replace(grid, cells=(row,), settings=(only,)), quiet)
-        assert (alone.pixels(row, grid) == whole.pixels(row, grid)).all()
-    first, second = (whole.pixels(row, grid).astype(int) for row in grid.cells[:2])
+        alone.render([row], grid.items, quiet)
+        drawn = [each.store.pixels(row, grid.items) for each in (alone, whole)]
+        assert (drawn[0] == drawn[1]).all()
+    first, second = (whole.store.pixels(r, grid.items).astype(int) for r in grid.cells[:2])
     assert np.abs(first - second).max() > 2
 
 

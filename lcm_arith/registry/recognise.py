@@ -22,7 +22,7 @@ _MOST_TAGS: Final = 50
 COVERED: Final = 0.9
 """Share of a family's layers above which an adapter looks like an acceleration."""
 
-# Sampler → diffusers' class and what differs from the base's configuration. The first three are
+# Sampler → diffusers' class and what differs from the base's configuration. The first five are
 # those of lcm_arith.sampling, which imports torch.
 SCHEDULERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "lcm": ("LCMScheduler", {}),

@@ -75,11 +75,11 @@ for _name, _module in (
     ("generate", generate),
     ("finetune", finetune),
     ("distill", distill),
-    ("grid-eval", grid_eval),
     ("demo", demo),
 ):
     app.command(_name, epilog=_module.EXAMPLES)(_module.command)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(grid_eval.app, name="grid-eval")
 app.add_typer(registry.app, name="registry")
 
 # The libraries' own messages and bars are not for our users; set these variables to see them.

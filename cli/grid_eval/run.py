@@ -1,4 +1,4 @@
-"""``lcm-arith grid-eval``: the λ1 × λ2 × steps search."""
+"""``lcm-arith grid-eval run``, the verb that need not be typed: the λ1 × λ2 × steps search."""
 
 from __future__ import annotations
 

@@ -1,0 +1,41 @@
+"""``lcm-arith grid-eval``: the search, and verbs on the folder that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import typer
+from typer.core import TyperGroup
+
+from lcm_arith.cli.grid_eval import run
+
+if TYPE_CHECKING:
+    from typer import Context
+
+Verb = tuple[str, Callable[..., None], str]
+"""Its name, the command, and its examples."""
+RUN: Final = "run"
+
+
+class _RunWhereNoVerb(TyperGroup):
+    """``grid-eval noto lcm`` is ``grid-eval run noto lcm``."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Puts the verb that need not be typed in front."""
+        typed = args and args[0] in self.commands
+        return super().parse_args(ctx, args if typed else [RUN, *args])
+
+
+app = typer.Typer(
+    cls=_RunWhereNoVerb,
+    help="Measure λ1 × λ2 × steps, with intervals; report, check, repeat what was measured.",
+)
+VERBS: Final[tuple[Verb, ...]] = ((RUN, run.command, run.EXAMPLES),)
+for _name, _command, _examples in VERBS:
+    app.command(_name, epilog=_examples)(_command)
+
+
+@app.callback()
+def _only_verbs() -> None:
+    """Without this, a group of one verb would be that verb."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 import typer
 from typer.core import TyperGroup
 
 from lcm_arith.cli.grid_eval import run
-
-if TYPE_CHECKING:
-    from typer import Context
 
 Verb = tuple[str, Callable[..., None], str]
 """Its name, the command, and its examples."""
@@ -21,7 +18,7 @@ RUN: Final = "run"
 class _RunWhereNoVerb(TyperGroup):
     """``grid-eval noto lcm`` is ``grid-eval run noto lcm``."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Puts the verb that need not be typed in front."""
         typed = args and args[0] in self.commands
         return super().parse_args(ctx, args if typed else [RUN, *args])

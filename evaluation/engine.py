@@ -92,7 +92,9 @@ class Unit:
 
 
 def units(rows: Sequence[Row]) -> tuple[Unit, ...]:
-    """Rows by their weights, bases together; rows that differ in their role alone count once.
+    """Rows by their weights; rows that differ in their role alone count once.
+
+    Margins and controls come first, so that what a cut grid holds of its cells can be measured.
 
     Raises:
         UsageError: If a schedule has another number of steps than its row.
@@ -105,7 +107,8 @@ def units(rows: Sequence[Row]) -> tuple[Unit, ...]:
                 hint="give one λ a step, such as 1.2/1.0/0.6/0.6 for 4 steps",
             )
     ordered = sorted(distinct.values(), key=lambda row: repr((_mixes(row), row.pixels_key)))
-    return tuple(Unit(mixes, tuple(same)) for mixes, same in groupby(ordered, key=_mixes))
+    found = [Unit(mixes, tuple(same)) for mixes, same in groupby(ordered, key=_mixes)]
+    return tuple(sorted(found, key=lambda unit: all(row.role == "cell" for row in unit.rows)))
 
 
 def _mixes(row: Row) -> tuple[Mix, ...]:

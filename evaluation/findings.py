@@ -105,9 +105,10 @@ def _counterpart(part: Result, baseline: Row | None) -> Row | None:
 
 
 def whole_table(answers: Sequence[Answer]) -> pd.DataFrame:
-    """The tables of all answers with their statistics, as in the CSV."""
+    """The tables of all answers with their statistics, as in the CSV; what is left out is last."""
     tables = [with_findings(answer.result, answer.found) for answer in answers]
-    return pd.concat(tables, ignore_index=True)
+    left = [answer.result.left_lines for answer in answers if len(answer.result.left_lines)]
+    return pd.concat([*tables, *left], ignore_index=True)
 
 
 def find(result: Result, asked: Asked | None = None) -> Findings:

@@ -16,7 +16,7 @@ from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundError, UsageError
 from lcm_arith.evaluation.engine import Engine
-from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, run_grid
+from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result
 from lcm_arith.evaluation.keys import keys_of
 from lcm_arith.evaluation.lists import parse_counts, parse_decimals
 from lcm_arith.evaluation.plan import (
@@ -29,6 +29,7 @@ from lcm_arith.evaluation.plan import (
 )
 from lcm_arith.evaluation.report import csv_bytes, write_report
 from lcm_arith.evaluation.rows import Context, Row
+from lcm_arith.evaluation.running import run_grid
 from lcm_arith.evaluation.sheets import font
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.stats import closed_gap, of_means, paired, ratio

@@ -44,6 +44,7 @@ def test_columns_of_the_first_grid_keep_their_places_and_new_ones_stand_behind()
     assert list(IMAGE_COLUMNS[: len(images)]) == images
     assert set(CELL_COLUMNS) - set(cells) == {
         *(METRICS.keys() - set(cells)), "n_defects", *MORE_KEYS,
+        "status", "n_failed", "partial", "nfe_run",
     }  # fmt: skip
     assert len(set(CELL_COLUMNS)) == len(CELL_COLUMNS)
 

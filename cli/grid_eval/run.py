@@ -151,12 +151,12 @@ def command(
     from lcm_arith.evaluation.asked import parse_asked
     from lcm_arith.evaluation.axes import check_text_encoders, make_cells
     from lcm_arith.evaluation.findings import confirmed, find, with_findings
-    from lcm_arith.evaluation.grid import run_grid
     from lcm_arith.evaluation.metrics import METRICS, choose
     from lcm_arith.evaluation.plan import choose_prompts, make_grid
     from lcm_arith.evaluation.recipe import read
     from lcm_arith.evaluation.references import read_references
     from lcm_arith.evaluation.report import ceilings_line, check_csv_name, notes, write_report
+    from lcm_arith.evaluation.running import run_grid
     from lcm_arith.evaluation.sources import Sources
     from lcm_arith.families import embedded
     from lcm_arith.formats.container import refuse_existing

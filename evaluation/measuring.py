@@ -1,0 +1,264 @@
+"""A drawn grid measured: which rows have all their pictures, the best controls, every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from lcm_arith.embedded.probe import load_judge, load_probe
+from lcm_arith.errors import NotFoundError
+from lcm_arith.evaluation.best import score
+from lcm_arith.evaluation.engine import Counters
+from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, named
+from lcm_arith.evaluation.metrics import (
+    BETTER,
+    METRICS,
+    PICTURE_METRICS,
+    Sample,
+    deciding,
+    measure,
+)
+from lcm_arith.evaluation.pixels import OK as NO_DEFECT
+from lcm_arith.evaluation.pixels import defects
+from lcm_arith.evaluation.plan import Grid, Setting
+from lcm_arith.evaluation.references import References, true_references
+from lcm_arith.evaluation.rows import Row
+from lcm_arith.evaluation.sources import Sources
+from lcm_arith.evaluation.store import OK, Picture, Store
+from lcm_arith.evaluation.yardstick import Yardstick, cell_means
+
+MISSING: Final = "missing"
+ERROR: Final = "error"
+
+OnStage = Callable[[str, int, int, str], None]
+"""(stage, done, total, note)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels(Mapping[Row, np.ndarray]):
+    """Row → its pictures, uint8 ``[items, H, W, 3]``, read from the store when asked for."""
+
+    store: Store
+    grid: Grid
+
+    def __getitem__(self, row: Row) -> np.ndarray:
+        return self.store.pixels(row, self.grid.items)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.grid.rows)
+
+    def __len__(self) -> int:
+        return len(self.grid.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Measuring:
+    """What a grid is measured with; one row's pictures are in memory at a time, and its teacher's.
+
+    Args:
+        grid: The plan.
+        store: Of its pictures.
+        references: Of the style; None takes the drawings of the grid's target sets.
+        chosen: Metrics that are computed; the columns of others stay empty.
+        failed: Rows that could not be drawn → why.
+    """
+
+    grid: Grid
+    store: Store
+    references: References | None = None
+    chosen: Collection[str] = tuple(METRICS)
+    failed: Mapping[Row, str] = field(default_factory=dict)
+
+    @cached_property
+    def judges(self) -> tuple[Any, Any]:
+        """Judge and probe."""
+        return load_judge(), load_probe()
+
+    def status(self, row: Row) -> str:
+        """``ok``, or why the row is not measured."""
+        found = {self._status(self.store.picture(row, item)) for item in self.grid.items}
+        if found == {OK}:
+            return OK
+        if MISSING not in found:
+            return next(iter(found - {OK}))
+        return ERROR if row in self.failed else MISSING
+
+    def _status(self, picture: Picture | None) -> str:
+        return picture.status if picture else MISSING
+
+    def samples(self, setting: Setting) -> Callable[[Row], Sample]:
+        """Row of a setting → its pictures and what they are measured against.
+
+        Raises:
+            NotFoundError: If the teacher's pictures are not there.
+        """
+        drawn = tuple(map(setting.context.text, self.grid.prompts))
+        yardstick = Yardstick(*self.judges, setting.target_sets, setting.style_set, drawn)
+        held = self.references or true_references(setting.target_sets, drawn)
+        pixels = Pixels(self.store, self.grid)
+        teacher = Sample(pixels[setting.teacher], drawn, yardstick, held)
+
+        def sample(row: Row) -> Sample:
+            if row == setting.teacher:
+                return teacher
+            return Sample(pixels[row], drawn, yardstick, held, teacher)
+
+        return sample
+
+    def margins(self, setting: Setting, sample: Callable[[Row], Sample]) -> tuple[Row, ...]:
+        """Base, teacher, and the best control of each NFE.
+
+        Raises:
+            NotFoundError: If no control of an NFE has all its pictures.
+        """
+        best = []
+        for passes, candidates in setting.controls.items():
+            there = [row for row in candidates if self.status(row) == OK]
+            if not there:
+                raise NotFoundError(
+                    f"{self.store.folder}: no control of {passes} UNet passes is there yet",
+                    hint="run the same grid again: it makes what is missing",
+                )
+            best.append(best_row({row: sample(row) for row in there}))
+        return (setting.base, setting.teacher, *best)
+
+
+def measured(
+    measuring: Measuring, sources: Sources, counters: Counters, on_stage: OnStage
+) -> Result:
+    """The tables of a drawn grid; cells that lack a picture are left out, and said.
+
+    Args:
+        measuring: What it is measured with.
+        sources: Of its bases.
+        counters: Work that drawing it took.
+        on_stage: Told about progress.
+
+    Raises:
+        NotFoundError: If the pictures of a base row, a teacher or all controls are not there.
+    """
+    grid, lines = measuring.grid, _Lines(measuring)
+    of_setting = {s.context: measuring.samples(s) for s in grid.settings}
+    margins = [r for s in grid.settings for r in measuring.margins(s, of_setting[s.context])]
+    why = {cell: measuring.status(cell) for cell in grid.cells}
+    rows = (*margins, *(cell for cell, status in why.items() if status == OK))
+    for done, row in enumerate(rows, 1):
+        lines.add(row, of_setting[row.context](row))
+        on_stage("measure", done, len(rows), "")
+    left = {cell: status for cell, status in why.items() if status != OK}
+    yardsticks = (of_setting[s.context](s.teacher).yardstick for s in grid.settings)
+    return Result(
+        grid,
+        rows,
+        pd.DataFrame(lines.cells, columns=list(CELL_COLUMNS)),
+        pd.concat([*lines.images, *map(lines.images_of_left, left)], ignore_index=True),
+        lines.metrics,
+        Pixels(measuring.store, grid),
+        list(dict.fromkeys(p for each in yardsticks for p in each.unknown_prompts)),
+        _cut_prompts(grid, sources),
+        counters,
+        left,
+        pd.DataFrame([lines.left(*each) for each in left.items()], columns=list(CELL_COLUMNS)),
+    )
+
+
+@dataclass(eq=False)
+class _Lines:
+    """The lines of the tables, row by row."""
+
+    measuring: Measuring
+    metrics: dict[Row, dict[str, np.ndarray]] = field(default_factory=dict)
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    images: list[pd.DataFrame] = field(default_factory=list)
+
+    def add(self, row: Row, sample: Sample) -> None:
+        """Measures a row."""
+        of_pictures, of_cell = measure(sample, self.measuring.chosen)
+        faults = defects(sample.pixels)
+        pictures = self.measuring.store.pictures(row, self.measuring.grid.items)
+        self.metrics[row] = of_pictures
+        self.cells.append(
+            {
+                **self._keys(row),
+                "n_images": len(pictures),
+                **cell_means(of_pictures),
+                **of_cell,
+                "seconds_per_image": float(np.mean([each.seconds for each in pictures])),
+                "n_defects": int((faults != NO_DEFECT).sum()),
+                "status": OK,
+                "n_failed": 0,
+                "partial": False,
+                "nfe_run": float(np.mean([each.nfe_run for each in pictures])),
+            }
+        )
+        self.images.append(self._image_lines(row, pictures, {**of_pictures, "defect": faults}))
+
+    def left(self, row: Row, status: str) -> dict[str, Any]:
+        """The line of a row that is left out."""
+        pictures = self._pictures(row)
+        return {
+            **self._keys(row),
+            "n_images": sum(each is not None and each.status == OK for each in pictures),
+            "status": status,
+            "n_failed": sum(each is None or each.status != OK for each in pictures),
+            "partial": status == MISSING,
+        }
+
+    def images_of_left(self, row: Row) -> pd.DataFrame:
+        """The lines of its pictures; without metrics."""
+        empty: dict[str, Any] = dict.fromkeys((*PICTURE_METRICS, "defect"), np.nan)
+        return self._image_lines(row, self._pictures(row), empty)
+
+    def _pictures(self, row: Row) -> list[Picture | None]:
+        return [self.measuring.store.picture(row, item) for item in self.measuring.grid.items]
+
+    def _keys(self, row: Row) -> dict[str, Any]:
+        grid = self.measuring.grid
+        counts = {"n_prompts": len(grid.prompts), "n_seeds": len(grid.seeds)}
+        return {**named(row), **counts, "nfe": row.nfe}
+
+    def _image_lines(
+        self, row: Row, pictures: Sequence[Picture | None], columns: Mapping[str, Any]
+    ) -> pd.DataFrame:
+        store, items = self.measuring.store, self.measuring.grid.items
+        there = [
+            (store.picture_path(row, item).relative_to(store.folder).as_posix(), each.sha256)
+            if each and each.sha256
+            else ("", "")
+            for item, each in zip(items, pictures, strict=True)
+        ]
+        return pd.DataFrame(
+            {
+                **named(row),
+                "prompt": [prompt for prompt, _ in items],
+                "seed": [seed for _, seed in items],
+                "path": [path for path, _ in there],
+                "sha256": [digest for _, digest in there],
+                **columns,
+                "status": [each.status if each else MISSING for each in pictures],
+                "nfe_run": [each.nfe_run if each else np.nan for each in pictures],
+            },
+            columns=list(IMAGE_COLUMNS),
+        )
+
+
+def best_row(samples: Mapping[Row, Sample]) -> Row:
+    """The best row by the first metric of ``DECIDING`` that all of them have."""
+
+    def means(metric: str) -> np.ndarray:
+        each = (METRICS[metric].function(sample) for sample in samples.values())
+        return np.array([cell_means({metric: values})[metric] for values in each])
+
+    metric = deciding(means)
+    return list(samples)[int(np.argmax(score(means(metric), BETTER[metric])))]
+
+
+def _cut_prompts(grid: Grid, sources: Sources) -> list[str]:
+    bases = dict.fromkeys(setting.context.base for setting in grid.settings)
+    cut = {prompt for base in bases for prompt in sources.too_long(base, grid.prompts)}
+    return [prompt for prompt in grid.prompts if prompt in cut]

@@ -1,0 +1,66 @@
+"""grid-eval from end to end: draw what is missing, measure all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from lcm_arith.evaluation.engine import Engine, units
+from lcm_arith.evaluation.grid import Result
+from lcm_arith.evaluation.keys import keys_of
+from lcm_arith.evaluation.measuring import Measuring, OnStage, measured
+from lcm_arith.evaluation.metrics import METRICS
+from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.references import References
+from lcm_arith.evaluation.sources import Sources
+from lcm_arith.evaluation.store import Store
+
+
+def run_grid(
+    grid: Grid,
+    sources: Sources,
+    *,
+    folder: Path,
+    on_stage: OnStage,
+    fast: bool = False,
+    references: References | None = None,
+    chosen: Collection[str] = tuple(METRICS),
+) -> Result:
+    """Makes what is missing in ``folder``, measures everything, and returns the tables.
+
+    Args:
+        grid: The plan.
+        sources: Of its bases and vectors.
+        folder: Store of the pictures; an earlier one is continued.
+        on_stage: Told about progress.
+        fast: As in ``lcm_arith.sampling.sample``.
+        references: Of the style; None takes the drawings of the grid's target sets.
+        chosen: Metrics that are computed; the columns of others stay empty.
+
+    Raises:
+        IncompatibleError: If a vector does not fit the base model; nothing is made then.
+    """
+    engine = draw_grid(grid, sources, folder=folder, on_stage=on_stage, fast=fast)
+    measuring = Measuring(grid, engine.store, references, chosen)
+    return measured(measuring, sources, engine.counters, on_stage)
+
+
+def draw_grid(
+    grid: Grid, sources: Sources, *, folder: Path, on_stage: OnStage, fast: bool = False
+) -> Engine:
+    """Makes what is missing in ``folder``; the engine that knows the pictures.
+
+    Arguments and errors as :func:`run_grid`.
+    """
+    sources.check(grid.rows)
+    engine = Engine(Store(folder, keys_of(sources, fast=fast)), sources)
+    passes = sum(row.nfe for unit in units(grid.rows) for row in unit.rows)
+    total, done = passes * len(grid.items), 0
+
+    def on_rows(rows: int) -> None:
+        nonlocal done
+        done += rows
+        on_stage("draw", done, total, "UNet passes")
+
+    engine.render(grid.rows, grid.items, on_rows)
+    return engine

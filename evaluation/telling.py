@@ -40,7 +40,7 @@ class Teller:
             "guidance": row.guidance,
             "model": Path(row.context.base).name,
             "model_hash": self.keys.base(row.context.base)[:10],
-            **({"negative": row.context.negative} if row.context.negative else {}),
+            **({"negative": row.context.negative} if row.guidance > 1 else {}),
             **{name: str(value) for name, value in chosen.items() if value not in ("linear", None)},
             **told_of_loras(_loras(row)),
         }

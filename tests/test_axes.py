@@ -8,7 +8,7 @@ from commands import fails
 from support import random_vector
 
 from lcm_arith import bases, sampling
-from lcm_arith.cli.grid_eval import AXES as TOLD
+from lcm_arith.cli.grid_eval.run import AXES as TOLD
 from lcm_arith.errors import LcmArithError, UsageError
 from lcm_arith.evaluation.axes import AXES, check_text_encoders, make_cells, parse_axes
 from lcm_arith.evaluation.lists import parse_decimals

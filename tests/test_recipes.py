@@ -13,6 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from lcm_arith.adapters import save
+from lcm_arith.cli import grid_eval
 from lcm_arith.cli.main import app
 from lcm_arith.errors import InvalidContentError
 from lcm_arith.evaluation import grid as evaluation
@@ -59,8 +60,8 @@ def test_a_recipe_plans_by_the_command_in_its_first_lines(name: str) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_a_recipe_restates_no_default(name: str) -> None:
-    parameters = get_command(app).commands["grid-eval"].params  # type: ignore[attr-defined]
-    defaults = {p.opts[0].removeprefix("--"): p.default for p in parameters}
+    run: Any = get_command(grid_eval.app).commands["run"]  # type: ignore[attr-defined]
+    defaults = {p.opts[0].removeprefix("--"): p.default for p in run.params}
     recipe = read(name, defaults)
     assert recipe.options.keys() <= defaults.keys()
     assert not [key for key, value in recipe.options.items() if value == str(defaults[key])]

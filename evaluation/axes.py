@@ -198,8 +198,10 @@ def make_cells(
         if len(a) in (1, n) and len(b) in (1, n)
     ]
     _check_used(given, cells, prompts)
-    distinct = {cell.pixels_key: cell for cell in reversed(cells)}
-    return tuple(distinct.values())[::-1]
+    distinct: dict[Any, Row] = {}
+    for cell in cells:
+        distinct.setdefault(cell.pixels_key, cell)
+    return tuple(distinct.values())
 
 
 def _cell(values: dict[str, Any], l1: Schedule, l2: Schedule, steps: int) -> Row:

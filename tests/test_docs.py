@@ -100,7 +100,9 @@ def complaint(command: Any, args: list[str], capsys: pytest.CaptureFixture[str])
     return f"lcm-arith {shlex.join(args)}: {said}" if end.value.code else ""
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/registry.md", "docs/distillation.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/registry.md", "docs/distillation.md", "docs/axes.md"]
+)
 def test_every_command_line_of_a_page_parses(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +178,7 @@ def test_make_targets_in_the_readme_exist(readme: str) -> None:
 
 
 def test_relative_links_lead_to_a_file() -> None:
-    pages = ("README.md", "CONTRIBUTING.md", "docs/distillation.md")
+    pages = ("README.md", "CONTRIBUTING.md", "docs/distillation.md", "docs/axes.md")
     dead = [
         f"{page}: {target}"
         for page in pages

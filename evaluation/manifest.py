@@ -1,0 +1,174 @@
+"""``manifest.json``: what a grid's folder is the answer to, and what making it took."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from lcm_arith.errors import InvalidContentError, NotFoundError
+from lcm_arith.evaluation.asked import Asked, Margin
+from lcm_arith.evaluation.metrics import METRICS
+from lcm_arith.evaluation.plan import Grid, as_json, digest, from_json
+from lcm_arith.evaluation.rows import keys, of_keys
+from lcm_arith.evaluation.stats import RESAMPLES
+from lcm_arith.formats.container import write_bytes
+
+NAME: Final = "manifest.json"
+SCHEMA: Final = 1
+_VERSIONS: Final = (
+    "lcm-arith", "torch", "diffusers", "transformers", "peft", "numpy", "pandas",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class How:
+    """How pictures are drawn.
+
+    Args:
+        dtype: Number format of the base's weights.
+        device: Where.
+        fast: As in ``lcm_arith.sampling.sample``.
+        batch: UNet rows at once; None until the engine has fixed it.
+    """
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    fast: bool = False
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What pictures are measured with.
+
+    Args:
+        metrics: Names.
+        style_refs: Folder of the style's pictures.
+        clip, dino, pickscore, aesthetic: Of the judges, folders and a file.
+    """
+
+    metrics: tuple[str, ...] = tuple(METRICS)
+    style_refs: Path | None = None
+    clip: Path | None = None
+    dino: Path | None = None
+    pickscore: Path | None = None
+    aesthetic: Path | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A grid with all that was asked of it.
+
+    Args:
+        grid: The plan.
+        asked: What its statistics answer.
+        how: It is drawn.
+        tools: It is measured with.
+        csv: The table of the cells, where it is not the folder's own.
+        argv: The command line.
+        confirmed: The grids that confirmed its best cells.
+        facts: Digests, counters, times: told, and not read again.
+    """
+
+    grid: Grid
+    asked: Asked = field(default_factory=Asked)
+    how: How = field(default_factory=How)
+    tools: Tools = field(default_factory=Tools)
+    csv: Path | None = None
+    argv: tuple[str, ...] = ()
+    confirmed: tuple[Grid, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def told(self, **facts: Any) -> Manifest:
+        """The same with more facts."""
+        return replace(self, facts={**self.facts, **facts})
+
+
+def write(manifest: Manifest, folder: Path) -> Path:
+    """Puts it into a folder, whole or not at all; its path."""
+    path = folder / NAME
+    text = json.dumps(_as_json(manifest), indent=1, ensure_ascii=False, sort_keys=True)
+    write_bytes(path, f"{text}\n".encode(), force=True)
+    return path
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a folder.
+
+    Raises:
+        NotFoundError: If it has none.
+        InvalidContentError: If it is none of this version.
+    """
+    path = folder / NAME if folder.is_dir() else folder
+    if not path.is_file():
+        raise NotFoundError(
+            f"{folder}: no grid is there, {NAME} is missing", hint="make one: lcm-arith grid-eval"
+        )
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told["schema_version"] != SCHEMA:
+            raise InvalidContentError(f"{path}: of version {told['schema_version']}, not {SCHEMA}")
+        return _of_json(told)
+    except (KeyError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, InvalidContentError):
+            raise
+        raise InvalidContentError(
+            f"{path}: is no manifest of a grid ({type(error).__name__}: {error})",
+            hint="run the same grid-eval again: it writes another, and draws only what is missing",
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """What computes here."""
+    found = {name: version(name) for name in _VERSIONS}
+    return {**found, "python": platform.python_version(), "machine": platform.machine()}
+
+
+def _as_json(manifest: Manifest) -> dict[str, Any]:
+    asked, tools = manifest.asked, asdict(manifest.tools)
+    return {
+        "schema_version": SCHEMA,
+        "argv": list(manifest.argv),
+        "csv": manifest.csv and str(manifest.csv),
+        "versions": versions(),
+        "plan": as_json(manifest.grid),
+        "prompts_sha256": digest("\n".join(manifest.grid.prompts)),
+        "confirmed": [as_json(grid) for grid in manifest.confirmed],
+        "asked": {
+            "metric": asked.metric,
+            "baseline": asked.baseline and keys(asked.baseline),
+            "margin": asked.margin and asdict(asked.margin),
+            "confirm": asked.confirm,
+        },
+        "how": asdict(manifest.how),
+        "tools": {
+            name: str(value) if isinstance(value, Path) else value for name, value in tools.items()
+        },
+        "statistics": {"resamples": RESAMPLES, "seed": 0},
+        "facts": dict(manifest.facts),
+    }
+
+
+def _of_json(told: dict[str, Any]) -> Manifest:
+    asked, tools = told["asked"], told["tools"]
+    paths = {name: value and Path(value) for name, value in tools.items() if name != "metrics"}
+    return Manifest(
+        grid=from_json(told["plan"]),
+        asked=Asked(
+            metric=asked["metric"],
+            baseline=asked["baseline"] and of_keys(asked["baseline"]),
+            margin=asked["margin"] and Margin(**asked["margin"]),
+            confirm=asked["confirm"],
+        ),
+        how=How(**told["how"]),
+        tools=Tools(metrics=tuple(tools["metrics"]), **paths),
+        csv=told["csv"] and Path(told["csv"]),
+        argv=tuple(told["argv"]),
+        confirmed=tuple(map(from_json, told["confirmed"])),
+        facts=told["facts"],
+    )

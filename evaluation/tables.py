@@ -17,6 +17,8 @@ from lcm_arith.evaluation.metrics import BETTER
 
 CONTEXT: Final = ("base", "style", "negative", "edit")
 """Rows that differ in none of these share teacher and controls."""
+GROUP: Final = ("base", "style")
+"""Cells that differ in one of these are not compared with one another."""
 PALETTE: Final = ("#2e1e3c", "#413d7b", "#37659e", "#348fa7", "#40b7ad", "#8ad9b1", "#def5e5")
 """Worst to best: seaborn's mako (BSD-3-Clause) without its black end."""
 _NAMES: Final = {
@@ -52,12 +54,13 @@ def of_cells(table: pd.DataFrame) -> pd.DataFrame:
 def axes(table: pd.DataFrame) -> tuple[list[Axis], list[Axis]]:
     """Axes of a grid's cells: those that vary, and those of one value."""
     cells = of_cells(table)
-    found = [_axis(cells, column) for column in _NAMES if column in cells]
+    found = [_axis(cells, column) for column in _NAMES]
     return [a for a in found if len(a.values) > 1], [a for a in found if len(a.values) == 1]
 
 
 def _axis(cells: pd.DataFrame, column: str) -> Axis:
-    schedule = cells.get(f"{column}_schedule", pd.Series("", cells.index)).fillna("")
+    none = pd.Series("", cells.index)
+    schedule = cells.get(f"{column}_schedule", none).fillna("")
     labels = [
         str(text) or _label(column, value)
         for text, value in zip(schedule, cells[column], strict=True)
@@ -79,12 +82,6 @@ def _label(column: str, value: Any) -> str:
         return str(value)
 
 
-def identities(table: pd.DataFrame) -> pd.Series:
-    """What tells rows of any of the tables apart."""
-    keys = ["role", *(name for name in (*_NAMES, "l1_schedule", "l2_schedule") if name in table)]
-    return table[keys].astype(str).agg("\x1f".join, axis=1)
-
-
 def companions(table: pd.DataFrame, role: str, *, same: tuple[str, ...] = ()) -> np.ndarray:
     """Place of each row's teacher or control in the table, ``[rows]``; −1 where it has none.
 
@@ -93,11 +90,20 @@ def companions(table: pd.DataFrame, role: str, *, same: tuple[str, ...] = ()) ->
         role: Of the companions.
         same: Columns in which they must agree, besides :data:`CONTEXT`.
     """
-    columns = [name for name in (*CONTEXT, *same) if name in table]
-    keys = [tuple(line) for line in table[columns].fillna("").astype(str).to_numpy().tolist()]
+    keys = _lines(table, (*CONTEXT, *same))
     roles = table["role"].tolist()
     place = {key: n for n, (key, own) in enumerate(zip(keys, roles, strict=True)) if own == role}
     return np.array([place.get(key, -1) for key in keys])
+
+
+def _lines(table: pd.DataFrame, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    texts = table[list(columns)].fillna("").astype(str).to_numpy().tolist()
+    return [tuple(line) for line in texts]
+
+
+def groups(table: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Base and style of each row."""
+    return _lines(table, GROUP)
 
 
 def merit(table: pd.DataFrame, metric: str) -> np.ndarray:
@@ -119,22 +125,17 @@ def goal(metric: str) -> str:
 
 
 def in_best_set(table: pd.DataFrame) -> np.ndarray:
-    """Rows that may be the best one, ``[rows]``."""
-    return np.array([value is True or str(value) == "True" for value in table["in_best_set"]])
+    """Rows that may be the best one of their group, ``[rows]``."""
+    return np.array([str(value) == "True" for value in table["in_best_set"]])
 
 
 def undecided(table: pd.DataFrame, comparisons: pd.DataFrame, metric: str) -> np.ndarray:
-    """Cells that are not told apart from the baseline by a metric, ``[rows]``."""
+    """Cells that are not told apart from their baseline by a metric, ``[rows]``."""
     lines = comparisons[comparisons["metric"] == metric]
-    unsure = lines[~(lines["p_holm"].astype(float) <= SURE)]
-    return identities(table).isin(set(identities(unsure))).to_numpy()
+    unsure = lines["cell_id"][~(lines["p_holm"].astype(float) <= SURE)]
+    return table["cell_id"].isin(set(unsure)).to_numpy()
 
 
 def baselines(table: pd.DataFrame, comparisons: pd.DataFrame) -> np.ndarray:
     """Cells that others are compared with, ``[rows]``."""
-    keys = ["l1", "l2", "steps"]
-    named = comparisons[[f"baseline_{key}" for key in keys]].astype(float).drop_duplicates()
-    wanted = {tuple(line) for line in named.to_numpy().tolist()}
-    found = [tuple(line) in wanted for line in table[keys].astype(float).to_numpy().tolist()]
-    compared = identities(table).isin(set(identities(comparisons)))
-    return (table["role"] == "cell").to_numpy() & np.array(found, bool) & ~compared.to_numpy()
+    return table["cell_id"].isin(set(comparisons["baseline_id"])).to_numpy()

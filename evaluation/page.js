@@ -34,6 +34,9 @@ function short(value, digits = 3) {
   return text.replace("-", "−");
 }
 
+const percent = (share) => (share > 0 && share < 0.01 ? "under 1 %" : `${(100 * share).toFixed(0)} %`);
+const chance = (p) => (p < 0.001 ? "p < 0.001" : `p ${Number(p.toPrecision(2))}`);
+
 const GOALS = { one: () => 1, zero: () => 0, teacher: (row, metric) => valueOf(rows[row.teacher], metric) };
 
 // The larger, the better.
@@ -46,8 +49,10 @@ function merit(row, metric) {
 
 // Words --------------------------------------------------------------------------------------------
 
-const named = (row) => row.at.map((place, n) => `${axes[n].name} ${axes[n].values[place]}`).join(" · ");
-const drawn = (row) => `${row.how[0]}, ${row.how[1]} steps${row.how[2] > 1 ? `, guidance ${row.how[2]}` : ""}`;
+const count = (n, word) => `${n} ${word}${Number(n) === 1 ? "" : "s"}`;
+const spoken = (axis, value) => (axis.name === "steps" ? count(value, "step") : `${axis.name} ${value}`);
+const named = (row) => row.at.map((place, n) => spoken(axes[n], axes[n].values[place])).join(" · ");
+const drawn = (row) => `${row.how[0]}, ${count(row.how[1], "step")}${row.how[2] > 1 ? `, guidance ${row.how[2]}` : ""}`;
 const title = (row) => (row.at ? named(row) || "The cell" : `${row.role}: ${drawn(row)}`);
 
 function measured(row, metric) {
@@ -63,7 +68,7 @@ function against(row, metric) {
   const [diff, low, high, p, better] = found;
   const gap = `${diff > 0 ? "+" : ""}${short(diff)}${low === null ? "" : ` [${short(low)}, ${short(high)}]`}`;
   const word = p > data.sure ? "not told apart from" : better === null ? "different from" : better > 0.5 ? "better than" : "worse than";
-  return `${word} the baseline: ${gap}, p ${short(p, 2)} (Holm)`;
+  return `${word} the baseline: ${gap}, ${chance(p)} (Holm)`;
 }
 
 const unsure = (row, metric) => metric.key in row.against && !(row.against[metric.key][3] <= data.sure);
@@ -72,11 +77,11 @@ function details(row, metric) {
   const control = rows[row.control];
   return [
     measured(row, metric),
-    row.best ? `may be the best one${row.chance === null ? "" : `, probability ${short(row.chance, 2)}`}` : "",
+    row.best ? `may be the best one${row.chance === null ? "" : ` (${percent(row.chance)})`}` : "",
     against(row, metric),
     control ? `control of as many passes: ${short(control.values[metric.key][0])}` : "",
-    `${row.pictures} pictures of ${row.prompts} prompts, ${row.nfe} UNet passes each`,
-    row.faults ? `${row.faults} of them defective` : "",
+    `${count(row.pictures, "picture")} of ${count(row.prompts, "prompt")}, ${row.nfe} UNet ${row.nfe === 1 ? "pass" : "passes"} each`,
+    row.faults ? `defective: ${row.faults}` : "",
   ].filter(Boolean);
 }
 
@@ -198,7 +203,7 @@ function panel(at, colours, lines) {
   const head = make("tr", { role: "row" }, make("th", { class: "corner" }, corner),
     ...across.map((value) => make("th", { scope: "col", role: "columnheader" }, make("bdi", {}, value))));
   const controls = [...new Set(members.map((row) => row.control))].map((n) => rows[n]).filter(Boolean);
-  const name = shown.panels === NONE ? "" : `${axes[shown.panels].name} ${axes[shown.panels].values[at]}`;
+  const name = shown.panels === NONE ? "" : spoken(axes[shown.panels], axes[shown.panels].values[at]);
   return make("figure", {},
     make("figcaption", {}, name, make("small", {}, controls.length === 1 ? `control ${short(controls[0].values[metric().key][0])}` : "")),
     make("table", { role: "grid", "aria-label": `${metric().key} ${name}` }, make("thead", {}, head), make("tbody", {}, ...body)));
@@ -278,213 +283,3 @@ function tip(row, element) {
 
 function hideTip() { $("tip").hidden = true; }
 addEventListener("scroll", hideTip, { passive: true });
-
-// Pictures -----------------------------------------------------------------------------------------
-
-let cameFrom = null;
-
-function picture(row, item, label, own) {
-  const found = data.pictures[row.index][item];
-  if (!found) return make("span", {}, make("b", {}, "none"), label);
-  const [thumb, path, fault] = found;
-  const inside = thumb >= 0
-    ? make("img", { src: `data:image/webp;base64,${data.thumbs[thumb]}`, alt: `${title(row)}: ${data.items[item][0]}, seed ${data.items[item][1]}`, decoding: "async" })
-    : make("b", {}, "open");
-  const href = path.split("/").map(encodeURIComponent).join("/");
-  return make("a", { href, target: "_blank", rel: "noopener", class: own ? "own" : undefined }, inside, fault ? `${label}: ${fault}` : label);
-}
-
-function show(row, move) {
-  shown.open = row;
-  for (const element of document.querySelectorAll("[aria-selected]")) {
-    element.setAttribute("aria-selected", Number(element.dataset.row) === row.index);
-  }
-  const baseline = rows.find((other) => other.baseline && other !== row && other.teacher === row.teacher);
-  const strip = [[row, row.at ? "this cell" : row.role], [rows[row.teacher], "teacher"], [rows[row.control], "control"], [baseline, "baseline"]]
-    .filter(([one], n) => one && (n === 0 || one !== row));
-  $("album-title").textContent = `Pictures: ${title(row)}`;
-  $("album-facts").textContent = details(row, metric()).join("; ");
-  $("album").replaceChildren(...data.items.map(([prompt, seed], item) => make("figure", {},
-    make("figcaption", {}, make("bdi", { title: prompt }, prompt), make("small", {}, `seed ${seed}`)),
-    make("div", { class: "strip" }, ...strip.map(([one, label], n) => picture(one, item, label, n === 0))))));
-  const links = data.items.length - data.shown;
-  $("album-more").textContent = [
-    `${data.shown} of ${data.drawn} pictures of each row are in this page`,
-    links ? `${links} more are links into the folder beside it` : "",
-    data.items.length < data.drawn ? `images.csv lists all` : "",
-  ].filter(Boolean).join(", ") + ". Each one leads to the whole picture.";
-  if (move) {
-    cameFrom = document.activeElement;
-    hideTip();
-    $("album-title").focus();
-    $("album-title").scrollIntoView({ block: "start" });
-  }
-}
-
-document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || !cameFrom?.isConnected || !$("album-title").parentElement.contains(event.target)) return;
-  cameFrom.focus();
-  cameFrom.scrollIntoView({ block: "center" });
-});
-
-// Quality against cost -----------------------------------------------------------------------------
-
-const SHAPES = {
-  cell: "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0Z",
-  control: "M0 -5.5L5.5 0L0 5.5L-5.5 0Z",
-  teacher: "M-4.5 -4.5H4.5V4.5H-4.5Z",
-};
-
-function draws(tag, props, ...children) {
-  const element = document.createElementNS($("pareto").namespaceURI, tag);
-  for (const [name, value] of Object.entries(props)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-
-// Cells of one base and style that no other one beats in both; equal ones together.
-function front(group, one) {
-  return group.filter((row) => !group.some((other) =>
-    (other.nfe < row.nfe && merit(other, one) >= merit(row, one)) || (other.nfe === row.nfe && merit(other, one) > merit(row, one))));
-}
-
-function ticks(low, high) {
-  const rough = (high - low) / 5 || 1;
-  const size = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((n) => n * size >= rough) * size;
-  const found = [];
-  for (let n = Math.ceil(low / step); n * step <= high; n += 1) found.push(Number((n * step).toPrecision(6)));
-  return found;
-}
-
-function ends(row, one) {
-  const [value, low, high] = row.values[one.key].map(number);
-  return [low ?? value, high ?? value].filter(defined);
-}
-
-function pareto() {
-  const svg = $("pareto");
-  const one = metric();
-  const points = rows.filter((row) => row.role in SHAPES && defined(valueOf(row, one)));
-  const [width, height] = [svg.clientWidth || 720, svg.clientHeight || 384];
-  const [left, top, foot] = [56, 12, 44];
-  const passes = [...new Set(points.map((row) => row.nfe))].sort((a, b) => a - b);
-  const spread = points.flatMap((row) => ends(row, one));
-  const [low, high] = [Math.min(...spread), Math.max(...spread)];
-  const room = (high - low) * 0.05 || 0.5;
-  const octaves = Math.log2(passes.at(-1) / passes[0]) || 1;
-  const pitch = (width - left) / (octaves + 1.2);
-  const x = (nfe) => left + pitch * (Math.log2(nfe / passes[0]) + 0.6);
-  const y = (value) => top + (height - top - foot) * (1 - (value - low + room) / (high - low + 2 * room));
-  const marks = passes.flatMap((nfe) => beside(points.filter((row) => row.nfe === nfe), x(nfe), pitch, y, one));
-  const groups = Map.groupBy ? [...Map.groupBy(cells, (row) => row.group).values()] : [cells];
-  svg.replaceChildren(
-    ...ticks(low - room, high + room).flatMap((value) => [
-      draws("line", { class: "grid", x1: left, x2: width, y1: y(value), y2: y(value) }),
-      draws("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, short(value)),
-    ]),
-    ...passes.map((nfe) => draws("text", { x: x(nfe), y: height - foot + 20, "text-anchor": "middle" }, nfe)),
-    draws("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "UNet passes a picture (NFE)"),
-    ...points.filter((row) => row.role === "teacher").map((row) =>
-      draws("line", { class: "level", x1: left, x2: width, y1: y(valueOf(row, one)), y2: y(valueOf(row, one)) })),
-    ...groups.map((group) => draws("path", { class: "front", d: staircase(front(group.filter((row) => points.includes(row)), one), x, y, one) })),
-    ...marks,
-  );
-  if (marks.length) marks[0].setAttribute("tabindex", 0);
-  $("pareto-goal").textContent = `${one.key}, ${one.goal}, with 95 % intervals. The line joins the cells that no other one beats in both.`;
-}
-
-function beside(points, at, pitch, y, one) {
-  const sorted = [...points].sort((a, b) => valueOf(a, one) - valueOf(b, one));
-  const gap = Math.min(11, (pitch * 0.7) / sorted.length);
-  return sorted.map((row, n) => {
-    const value = y(valueOf(row, one));
-    const [low, high] = ends(row, one);
-    const mark = draws("g", {
-      class: `mark ${row.role}${row.best ? " best" : ""}`, role: "img", tabindex: -1, "aria-label": [title(row), ...details(row, one)].join("; "),
-      transform: `translate(${at + (n - (sorted.length - 1) / 2) * gap} ${value})`,
-    }, draws("line", { y1: y(low) - value, y2: y(high) - value }), draws("path", { d: SHAPES[row.role] }));
-    mark.dataset.row = row.index;
-    mark.addEventListener("click", () => show(row, true));
-    for (const event of ["pointerenter", "focus"]) mark.addEventListener(event, () => tip(row, mark));
-    for (const event of ["pointerleave", "blur"]) mark.addEventListener(event, hideTip);
-    return mark;
-  });
-}
-
-function staircase(points, x, y, one) {
-  const sorted = [...points].sort((a, b) => a.nfe - b.nfe);
-  return sorted.map((row, n) => (n ? `H${x(row.nfe)}V${y(valueOf(row, one))}` : `M${x(row.nfe)} ${y(valueOf(row, one))}`)).join("");
-}
-
-$("pareto").addEventListener("keydown", (event) => {
-  const marks = [...$("pareto").querySelectorAll(".mark")];
-  const at = marks.indexOf(event.target);
-  if (at < 0) return;
-  const next = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: marks.length - 1 }[event.key];
-  if (marks[next]) focusOn(marks[next], marks);
-  else if (event.key === "Enter" || event.key === " ") show(rows[event.target.dataset.row], true);
-  else return;
-  event.preventDefault();
-});
-
-// Table --------------------------------------------------------------------------------------------
-
-const order = { column: null, up: true };
-const COLUMNS = [
-  { name: "row", word: true, sort: (row) => row.index, cell: (row) => make("button", { type: "button", onclick: () => show(row, true) }, row.role) },
-  ...axes.map((axis, n) => ({ name: axis.name, sort: (row) => (row.at ? row.at[n] : null), cell: (row) => (row.at ? make("bdi", {}, axis.values[row.at[n]]) : "") })),
-  { name: "NFE", sort: (row) => row.nfe, cell: (row) => String(row.nfe) },
-  { name: "P(best)", sort: (row) => row.chance, cell: (row) => (row.at ? short(row.chance, 2) : "") },
-  ...metrics.map((one, n) => ({ name: one.key, metric: n, sort: (row) => valueOf(row, one), cell: (row) => value(row, one) })),
-  { name: "defects", sort: (row) => row.faults, cell: (row) => String(row.faults) },
-];
-
-function value(row, one) {
-  const [mean, low, high] = row.values[one.key];
-  const ends = low !== null && one === metric() ? make("small", {}, ` [${short(low)}, ${short(high)}]`) : "";
-  return make("span", { title: mean ?? "" }, short(mean, 4), ends);
-}
-
-function table() {
-  const sorted = [...rows];
-  if (order.column) {
-    const key = order.column.sort;
-    const missing = (one) => one === null || Number.isNaN(one);
-    sorted.sort((a, b) => missing(key(a)) - missing(key(b)) || (key(a) - key(b)) * (order.up ? 1 : -1) || a.index - b.index);
-  }
-  const look = (column) => [column.word ? "word" : "", column.metric === shown.metric ? "chosen" : ""].join(" ").trim() || undefined;
-  const head = COLUMNS.map((column, n) => make("th", { scope: "col", class: look(column), "aria-sort": column === order.column ? (order.up ? "ascending" : "descending") : "none" },
-    make("button", { type: "button", onclick: () => sortBy(column, n) }, column.name)));
-  $("table").replaceChildren(make("thead", {}, make("tr", {}, ...head)), make("tbody", {},
-    ...sorted.map((row) => make("tr", { class: row.best ? "best" : undefined, "data-row": row.index },
-      ...COLUMNS.map((column) => make("td", { class: look(column) }, column.cell(row)))))));
-}
-
-function sortBy(column, n) {
-  order.up = order.column === column ? !order.up : true;
-  order.column = column;
-  table();
-  $("table").querySelectorAll("thead button")[n].focus();
-}
-
-// Start --------------------------------------------------------------------------------------------
-
-function draw() {
-  controls();
-  heat();
-  pareto();
-  table();
-  show(shown.open, false);
-}
-
-$("theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-});
-
-$("facts").textContent = [`${cells.length} cells`, `${data.drawn} pictures each`, ...data.fixed.map(([name, fixed]) => `${name} ${fixed}`)].join(" · ");
-$("words").replaceChildren(...metrics.flatMap((one) => [make("dt", {}, one.key, " ", make("small", {}, one.goal)), make("dd", {}, `${one.meaning}.`)]));
-draw();
-new ResizeObserver(pareto).observe($("pareto"));

@@ -25,7 +25,6 @@ from lcm_arith.text import clean
 MOST_BYTES: Final = 5_000_000
 _SLACK: Final = 20_000  # bytes
 
-_PARTS: Final = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Facts:
@@ -72,7 +71,7 @@ def page(
 
 
 def _document(facts: Facts, said: dict[str, Any]) -> bytes:
-    style, script = ((_PARTS / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = _part("page.css"), _part("page.js") + _part("page_views.js")
     parts = {
         "title": _text(facts.title),
         "lead": _text(facts.lines[0] if facts.lines else ""),
@@ -87,9 +86,13 @@ def _document(facts: Facts, said: dict[str, Any]) -> bytes:
         "script_hash": _hash(script),
         "data": _json(said),
     }
-    template = (_PARTS / "page.html").read_text(encoding="utf-8")
     # One pass: what a part holds is not filled in again.
-    return re.sub(r"{{(\w+)}}", lambda found: parts[found[1]], template).encode()
+    filled = re.sub(r"{{(\w+)}}", lambda found: parts[found[1]], _part("page.html"))
+    return filled.encode()
+
+
+def _part(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _text(text: str) -> str:
@@ -118,7 +121,7 @@ def _said(cells: pd.DataFrame, comparisons: pd.DataFrame, facts: Facts) -> dict[
                 "key": name,
                 "better": METRICS[name].better,
                 "goal": tables.goal(name),
-                "meaning": METRICS[name].meaning,
+                "meaning": METRICS[name].meaning.replace("`", ""),
                 "single": METRICS[name].per == "picture",
             }
             for name in measured
@@ -127,7 +130,7 @@ def _said(cells: pd.DataFrame, comparisons: pd.DataFrame, facts: Facts) -> dict[
             {"name": axis.name, "values": [clean(v, LONGEST) for v in axis.values]}
             for axis in vary
         ],
-        "fixed": [[axis.name, clean(axis.values[0], LONGEST)] for axis in fixed],
+        "fixed": [[axis.name, clean(axis.values[0], LONGEST)] for axis in fixed if axis.telling],
         "rows": _rows(cells, comparisons, vary, measured),
         "palette": tables.PALETTE,
         "sure": SURE,
@@ -143,6 +146,8 @@ def _rows(
     teachers = tables.companions(cells, "teacher")
     controls = tables.companions(cells, "control", same=("nfe",))
     best, based = tables.in_best_set(cells), tables.baselines(cells, comparisons)
+    groups = tables.groups(cells)
+    kinds = list(dict.fromkeys(groups))
     against = _against(comparisons)
     lines = cells.to_dict("records")
     return [
@@ -150,6 +155,7 @@ def _rows(
             "role": line["role"],
             "at": at[n].tolist() if is_cell[n] else None,
             "how": [line["sampler"], int(line["steps"]), _number(line["guidance"])],
+            "group": kinds.index(groups[n]),
             "nfe": int(line["nfe"]),
             "pictures": int(line["n_images"]),
             "prompts": int(line["n_prompts"]),

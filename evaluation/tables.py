@@ -27,6 +27,7 @@ _NAMES: Final = {
     "accel": "acceleration", "base": "base model", "negative": "negative prompt", "edit": "edit",
 }  # fmt: skip
 _EMPTY: Final = {"rank": "full", "te": "1"}
+_USUAL: Final = {"method": "linear", "negative": "none", "edit": "none", **_EMPTY}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,11 @@ class Axis:
     name: str
     values: tuple[str, ...]
     at: np.ndarray
+
+    @property
+    def telling(self) -> bool:
+        """Whether it varies, or its one value is not the usual one."""
+        return self.values != (_USUAL.get(self.column),)
 
 
 def of_cells(table: pd.DataFrame) -> pd.DataFrame:

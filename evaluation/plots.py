@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from lcm_arith.evaluation.sheets import drawable
+
 
 def new_figure(width: float, height: float) -> Any:
     """A figure of so many inches that no window shows."""
@@ -22,6 +24,11 @@ def png(figure: Any, *, dpi: int = 130) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
     return out.getvalue()
+
+
+def plain(text: str) -> str:
+    """A text as it stands, in letters that the font has; ``$`` begins no formula."""
+    return drawable(text).replace("$", r"\$")
 
 
 def interference_png(rows: Sequence[tuple[Any, ...]], names: tuple[str, str]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from lcm_arith.evaluation import plots, tables
 from lcm_arith.evaluation.tables import Axis
 
 _MOST_LINES: Final = 12
+_LETTERS: Final = 13  # of a legend, an inch
 _BEST, _DARK, _LIGHT = "#c2570c", "#10131a", "#ffffff"
 
 
@@ -57,8 +59,9 @@ def heatmap(table: pd.DataFrame, comparisons: pd.DataFrame, metric: str, title: 
         axis.set_ylabel(down.name)
     figure.suptitle(f"{metric} ({tables.goal(metric)}): {plots.plain(title)}", fontsize=10)
     left_out = f"the first {len(drawn)} of {len(lines)} lines; report.html shows all"
-    legend = [marks.legend(), *([left_out] if len(drawn) < len(lines) else [])]
-    figure.supxlabel("\n".join(legend), fontsize=8)
+    legend = [*marks.legend(), *([left_out] if len(drawn) < len(lines) else [])]
+    wide = int(figure.get_figwidth() * _LETTERS)
+    figure.supxlabel(textwrap.fill(";  ".join(legend), wide), fontsize=8)
     return plots.png(figure)
 
 
@@ -76,9 +79,9 @@ def _lines(
                 here &= axis.at == at
             places = np.full((len(down.values), len(across.values)), -1)
             places[down.at[here], across.at[here]] = cells[here]
-            named = [(third, value), *((a, a.values[at]) for a, at in zip(rest, mixture, strict=True))]
-            name = ", ".join(f"{axis.name} {plots.plain(text)}" for axis, text in named if axis.name)
-            line.append(_Panel(name, places))
+            said = [axis.spoken(axis.values[at]) for axis, at in zip(rest, mixture, strict=True)]
+            name = ", ".join((third.spoken(value), *said))
+            line.append(_Panel(plots.plain(name), places))
         found.append(line)
     return found
 
@@ -96,7 +99,7 @@ class _Marks:
         self.unsure = tables.undecided(table, comparisons, metric)
         self.controls = tables.companions(table, "control", same=("nfe",))
         merits = tables.merit(table, metric)
-        cells = merits[(table["role"] == "cell") & np.isfinite(merits)]
+        cells = merits[(table["role"] == "cell").to_numpy() & np.isfinite(merits)]
         span = np.ptp(cells)
         self.levels = (merits - cells.min()) / span if span else merits - cells.min() + 1
 
@@ -106,20 +109,20 @@ class _Marks:
         control = [f"control {_short(self.values[n])}" for n in of]
         return "\n".join((panel.name, *(control if len(of) == 1 else ()))).strip()
 
-    def legend(self) -> str:
+    def legend(self) -> tuple[str, ...]:
         """What the marks mean, and the margins."""
         margins = [
             f"{role} {_short(self.values[n])}"
             for role in ("teacher", "base")
             for n in np.flatnonzero(self.table["role"] == role)
         ]
-        return ";  ".join((
+        return (
             "bright is better",
-            *(("framed: may be the best",) if self.best.any() else ()),
+            *(("framed: the best set",) if self.best.any() else ()),
             *(("hatched: not told apart from the baseline",) if self.unsure.any() else ()),
             *(("±: half of the 95 % interval",) if np.isfinite(self.half).any() else ()),
             *(margins if len(margins) <= 2 else ()),
-        ))  # fmt: skip
+        )
 
 
 def _draw(axis: Any, panel: _Panel, marks: _Marks) -> None:
@@ -130,6 +133,13 @@ def _draw(axis: Any, panel: _Panel, marks: _Marks) -> None:
     levels = np.where(panel.places < 0, np.nan, marks.levels[panel.places])
     axis.imshow(levels, cmap=colours, vmin=0, vmax=1, aspect="auto")
     axis.set_title(marks.title(panel), fontsize=9)
+    for line in range(1, max(levels.shape)):
+        axis.axvline(line - 0.5, color=_LIGHT, linewidth=2)
+        axis.axhline(line - 0.5, color=_LIGHT, linewidth=2)
+    axis.set_xlim(-0.5, levels.shape[1] - 0.5)
+    axis.set_ylim(levels.shape[0] - 0.5, -0.5)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
     for (y, x), place in np.ndenumerate(panel.places):
         if place < 0 or not np.isfinite(marks.values[place]):
             continue
@@ -145,9 +155,11 @@ def _draw(axis: Any, panel: _Panel, marks: _Marks) -> None:
             )  # fmt: skip
         if marks.best[place]:
             axis.add_patch(
-                Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor=_BEST, linewidth=2)
+                Rectangle(
+                    (x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor=_BEST, linewidth=2
+                )
             )
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")

@@ -50,8 +50,7 @@ function merit(row, metric) {
 // Words --------------------------------------------------------------------------------------------
 
 const count = (n, word) => `${n} ${word}${Number(n) === 1 ? "" : "s"}`;
-const spoken = (axis, value) => (axis.name === "steps" ? count(value, "step") : `${axis.name} ${value}`);
-const named = (row) => row.at.map((place, n) => spoken(axes[n], axes[n].values[place])).join(" · ");
+const named = (row) => row.at.map((place, n) => axes[n].spoken[place]).join(" · ");
 const drawn = (row) => `${row.how[0]}, ${count(row.how[1], "step")}${row.how[2] > 1 ? `, guidance ${row.how[2]}` : ""}`;
 const title = (row) => (row.at ? named(row) || "The cell" : `${row.role}: ${drawn(row)}`);
 
@@ -203,7 +202,7 @@ function panel(at, colours, lines) {
   const head = make("tr", { role: "row" }, make("th", { class: "corner" }, corner),
     ...across.map((value) => make("th", { scope: "col", role: "columnheader" }, make("bdi", {}, value))));
   const controls = [...new Set(members.map((row) => row.control))].map((n) => rows[n]).filter(Boolean);
-  const name = shown.panels === NONE ? "" : spoken(axes[shown.panels], axes[shown.panels].values[at]);
+  const name = shown.panels === NONE ? "" : axes[shown.panels].spoken[at];
   return make("figure", {},
     make("figcaption", {}, name, make("small", {}, controls.length === 1 ? `control ${short(controls[0].values[metric().key][0])}` : "")),
     make("table", { role: "grid", "aria-label": `${metric().key} ${name}` }, make("thead", {}, head), make("tbody", {}, ...body)));

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from lcm_arith.evaluation import tables
-from lcm_arith.evaluation.comparisons import SURE
 from lcm_arith.evaluation.album import LONGEST, Thumbnails, album
+from lcm_arith.evaluation.comparisons import SURE
 from lcm_arith.evaluation.metrics import METRICS
 from lcm_arith.text import clean
 
@@ -111,9 +111,7 @@ def _json(value: Any) -> str:
 
 def _said(cells: pd.DataFrame, comparisons: pd.DataFrame, facts: Facts) -> dict[str, Any]:
     vary, fixed = tables.axes(cells)
-    measured = [
-        name for name in METRICS if np.isfinite(tables.of_cells(cells)[name].astype(float)).any()
-    ]
+    measured = tables.measured(cells)
     return {
         "metric": facts.metric,
         "metrics": [
@@ -127,10 +125,14 @@ def _said(cells: pd.DataFrame, comparisons: pd.DataFrame, facts: Facts) -> dict[
             for name in measured
         ],
         "axes": [
-            {"name": axis.name, "values": [clean(v, LONGEST) for v in axis.values]}
+            {
+                "name": axis.name,
+                "values": [clean(value, LONGEST) for value in axis.values],
+                "spoken": [clean(axis.spoken(value), LONGEST) for value in axis.values],
+            }
             for axis in vary
         ],
-        "fixed": [[axis.name, clean(axis.values[0], LONGEST)] for axis in fixed if axis.telling],
+        "fixed": [clean(axis.spoken(axis.values[0]), LONGEST) for axis in fixed if axis.telling],
         "rows": _rows(cells, comparisons, vary, measured),
         "palette": tables.PALETTE,
         "sure": SURE,

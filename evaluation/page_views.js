@@ -239,7 +239,7 @@ $("theme").addEventListener("click", () => {
   root.dataset.theme = dark ? "light" : "dark";
 });
 
-$("facts").textContent = [`${cells.length} cells`, `${data.drawn} pictures each`, ...data.fixed.map(([name, fixed]) => `${name} ${fixed}`)].join(" · ");
+$("facts").textContent = [`${cells.length} cells`, `${data.drawn} pictures each`, ...data.fixed].join(" · ");
 $("pareto-legend").replaceChildren(
   key("cell", "cell"), key("cell", `may be the best by ${data.metric}`, true), key("control", "best control of as many passes"));
 $("words").replaceChildren(...metrics.flatMap((one) => [make("dt", {}, one.key, " ", make("small", {}, one.goal)), make("dd", {}, `${one.meaning}.`)]));

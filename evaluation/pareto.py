@@ -14,7 +14,7 @@ _WIDEST: Final = 0.5  # octaves that they take together at most
 
 
 def front(table: pd.DataFrame, metric: str) -> pd.Series:
-    """Whether no other cell of its base and style is as good for fewer passes or better for as many.
+    """Cells that no other one of their base and style beats: as good for less, or better for as much.
 
     By the means of ``metric`` and by NFE, so that the same pictures give the same front on every
     machine. Equal cells are on it together; a cell without a mean is not.
@@ -26,21 +26,15 @@ def front(table: pd.DataFrame, metric: str) -> pd.Series:
     Returns:
         The column ``pareto``: True or False for cells, None for other rows.
     """
-    found: list[bool | None] = [None] * len(table)
-    merits, passes = tables.merit(table, metric), table["nfe"].to_numpy(float)
-    places: dict[tuple[str, ...], list[int]] = {}
-    for n, (role, group) in enumerate(zip(table["role"], tables.groups(table), strict=True)):
-        if role == "cell":
-            places.setdefault(group, []).append(n)
-    for group in places.values():
-        best, cheaper = -np.inf, -np.inf  # so far; among fewer passes than the present cell's
-        last = np.nan
-        for n in sorted(group, key=lambda n: (passes[n], -np.nan_to_num(merits[n], nan=-np.inf))):
-            if passes[n] != last:
-                last, cheaper = passes[n], best
-            found[n] = bool(merits[n] > cheaper and merits[n] >= best)
-            best = np.fmax(best, merits[n])
-    return pd.Series(found, table.index, dtype=object, name="pareto")
+    found = pd.Series(None, table.index, dtype=object, name="pareto")
+    merits, passes = tables.merit(table, metric), table["nfe"].to_numpy(int)
+    groups, cell = np.array(tables.groups(table)), (table["role"] == "cell").to_numpy()
+    for group in np.unique(groups[cell]):
+        here = cell & (groups == group)
+        m, n = merits[here], passes[here]
+        beaten = (n[:, None] < n) & (m[:, None] >= m) | (n[:, None] == n) & (m[:, None] > m)
+        found[here] = (~beaten.any(axis=0) & ~np.isnan(m)).astype(object)
+    return found
 
 
 def pareto_png(table: pd.DataFrame, metric: str, title: str) -> bytes:
@@ -102,5 +96,6 @@ def _fronts(axes: Any, cells: pd.DataFrame, metric: str) -> None:
     on = cells[cells["front"].to_numpy(bool)]
     lines = on.assign(group=tables.groups(on)).groupby("group", sort=False)
     for number, (_, line) in enumerate(lines):
+        label = "_" if number else "no other cell beats these in both"
         axes.step(line["x"], line[metric], where="post", color="#111827", linewidth=1.2,
-                  label="_" if number else "no other cell beats these in both", zorder=1)  # fmt: skip
+                  label=label, zorder=1)  # fmt: skip

@@ -41,7 +41,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def drawable(text: str) -> str:
-    """The text in one line; letters that the font lacks as ``\\u732b``."""
+    """The text in one line; letters that the font lacks by their numbers."""
     return "".join(
         c if ord(c) in _glyphs() else c.encode("ascii", "backslashreplace").decode()
         for c in clean(text)

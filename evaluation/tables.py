@@ -13,7 +13,7 @@ import pandas as pd
 
 from lcm_arith.evaluation.best import TARGETS, score
 from lcm_arith.evaluation.comparisons import SURE
-from lcm_arith.evaluation.metrics import BETTER
+from lcm_arith.evaluation.metrics import BETTER, METRICS
 
 CONTEXT: Final = ("base", "style", "negative", "edit")
 """Rows that differ in none of these share teacher and controls."""
@@ -50,6 +50,12 @@ class Axis:
     def telling(self) -> bool:
         """Whether it varies, or its one value is not the usual one."""
         return self.values != (_USUAL.get(self.column),)
+
+    def spoken(self, value: str) -> str:
+        """A value with its axis, in words."""
+        if self.column == "steps":
+            return f"{value} step" if value == "1" else f"{value} steps"
+        return f"{self.name} {value}".strip()
 
 
 def of_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -102,14 +108,20 @@ def companions(table: pd.DataFrame, role: str, *, same: tuple[str, ...] = ()) ->
     return np.array([place.get(key, -1) for key in keys])
 
 
+def measured(table: pd.DataFrame) -> list[str]:
+    """Metrics that some cell has a value of."""
+    cells = of_cells(table)
+    return [name for name in METRICS if np.isfinite(cells[name].to_numpy(float)).any()]
+
+
 def _lines(table: pd.DataFrame, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
     texts = table[list(columns)].fillna("").astype(str).to_numpy().tolist()
     return [tuple(line) for line in texts]
 
 
-def groups(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    """Base and style of each row."""
-    return _lines(table, GROUP)
+def groups(table: pd.DataFrame) -> list[str]:
+    """Base and style of each row, as one text."""
+    return ["\x1f".join(line) for line in _lines(table, GROUP)]
 
 
 def merit(table: pd.DataFrame, metric: str) -> np.ndarray:

@@ -26,6 +26,11 @@ _START: Final = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); "
     "os.execv(sys.argv[3], sys.argv[3:])"
 )
+_KEYS: Final = {
+    "Enter": 13, "Tab": 9, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39,
+    "ArrowDown": 40, "Home": 36, "End": 35,
+}  # fmt: skip
+_TYPED: Final = {"Enter": "\r"}
 _PATIENCE: Final = 60  # s
 
 
@@ -96,12 +101,11 @@ class Page:
     def press(self, *keys: str) -> None:
         """Keys, one after another, as a person presses them."""
         for key in keys:
-            text = {"Enter": "\r", "Space": " "}.get(key, "")
-            code = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38,
-                    "ArrowRight": 39, "ArrowDown": 40, "Home": 36, "End": 35}[key]  # fmt: skip
-            for kind in ("keyDown", "keyUp"):
-                self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key,
-                          windowsVirtualKeyCode=code, **({"text": text} if text and kind == "keyDown" else {}))  # fmt: skip
+            code = _KEYS[key]
+            typed = {"text": _TYPED[key]} if key in _TYPED else {}
+            named = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+            self.call("Input.dispatchKeyEvent", type="keyDown", **named, **typed)
+            self.call("Input.dispatchKeyEvent", type="keyUp", **named)
 
     def size(self, width: int, height: int) -> None:
         """The window's, in CSS px."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import pandas as pd
@@ -41,25 +41,26 @@ def thumbnail(picture: bytes) -> bytes:
 
 
 def album(
-    images: pd.DataFrame, ids: list[str], thumbnails: Thumbnails, room: int
+    images: pd.DataFrame, ids: list[str], first: Sequence[int], thumbnails: Thumbnails, room: int
 ) -> dict[str, Any]:
     """Pictures of the first prompts and seeds, JSON-ready.
 
     All prompts with the first seed come before the second one, so that few pictures show many
-    prompts. A prompt and seed is shown for every row or for none.
+    prompts.
 
     Args:
         images: As ``images.csv``.
         ids: ``cell_id`` of each row.
-        thumbnails: Asked for each distinct picture once, while there is room.
+        first: The rows' numbers; those of a prompt and seed are taken in this order.
+        thumbnails: Asked for each distinct picture once, until the room is filled.
         room: Bytes of JSON to fill.
 
     Returns:
         ``items`` (prompt, seed); ``pictures`` of each row, for each of them [place in ``thumbs``
-        or −1, path, defect], or None; ``thumbs`` in base64; ``shown`` items that have thumbnails;
-        ``drawn`` items in all.
+        or −1, path, defect], or None; ``thumbs`` in base64; ``inside`` pictures that have one;
+        ``linked`` pictures that have a path; ``drawn`` in all.
     """
-    drawn = _by_item(images, {identity: n for n, identity in enumerate(ids)})
+    drawn = _by_item(images, {ids[row]: row for row in first})
     linked, used = [], 0
     for item, pictures in drawn.items():
         used += len(json.dumps(clean(item[0], LONGEST))) + 2 * _AROUND
@@ -67,48 +68,51 @@ def album(
         if used > min(_LINKS, room):
             break
         linked.append(item)
-    places, thumbs, shown = _thumbs([drawn[item] for item in linked], thumbnails, room - used)
+    shown = [(n, picture) for n, item in enumerate(linked) for picture in drawn[item]]
+    thumbs = _thumbs([picture for _, picture in shown], thumbnails, room - used)
+    places = {digest: place for place, digest in enumerate(thumbs)}
     rows: list[list[Any]] = [[None] * len(linked) for _ in ids]
-    for n, item in enumerate(linked):
-        for picture in drawn[item]:
-            place = places.get(picture.sha256, -1)
-            rows[picture.row][n] = [place, picture.path, picture.fault]
+    for n, picture in shown:
+        place = places.get(picture.sha256, -1)
+        rows[picture.row][n] = [place, picture.path, picture.fault]
     return {
         "items": [[clean(prompt, LONGEST), seed] for prompt, seed in linked],
         "pictures": rows,
-        "thumbs": thumbs,
-        "shown": shown,
-        "drawn": len(drawn),
+        "thumbs": list(thumbs.values()),
+        "inside": sum(picture.sha256 in places for _, picture in shown),
+        "linked": len(shown),
+        "drawn": sum(map(len, drawn.values())),
     }
 
 
 def _by_item(images: pd.DataFrame, rows: dict[str, int]) -> dict[tuple[str, int], list[_Picture]]:
+    """Pictures of each prompt and seed, in the order of ``rows``."""
     columns = ["prompt", "seed", "cell_id", "path", "sha256", "defect"]
     found: dict[tuple[str, int], list[_Picture]] = {}
     for prompt, seed, identity, path, digest, defect in zip(
         *(images[column].tolist() for column in columns), strict=True
     ):
-        fault = "" if defect == OK else str(defect)
         if identity in rows:
+            fault = "" if defect == OK else str(defect)
             picture = _Picture(rows[identity], str(path), str(digest), fault)
             found.setdefault((prompt, int(seed)), []).append(picture)
     seeds = {seed: n for n, seed in enumerate(dict.fromkeys(seed for _, seed in found))}
-    return {item: found[item] for item in sorted(found, key=lambda item: seeds[item[1]])}
+    order = {row: n for n, row in enumerate(rows.values())}
+    return {
+        item: sorted(found[item], key=lambda picture: order[picture.row])
+        for item in sorted(found, key=lambda item: seeds[item[1]])
+    }
 
 
-def _thumbs(
-    items: list[list[_Picture]], thumbnails: Thumbnails, room: int
-) -> tuple[dict[str, int], list[str], int]:
-    """Place of each distinct picture, the pictures, and the number of items that they show."""
-    places: dict[str, int] = {}
-    thumbs: list[str] = []
-    for shown, pictures in enumerate(items):
-        paths = {p.sha256: p.path for p in pictures if p.sha256 not in places}
-        made = {digest: thumbnails(path) for digest, path in paths.items()}
-        texts = {digest: base64.b64encode(data).decode() for digest, data in made.items() if data}
-        room -= sum(len(text) + _AROUND for text in texts.values())
+def _thumbs(pictures: list[_Picture], thumbnails: Thumbnails, room: int) -> dict[str, str]:
+    """sha256 → the small picture in base64, as many as there is room for."""
+    made: dict[str, str] = {}
+    paths = {picture.sha256: picture.path for picture in pictures}
+    for digest, path in paths.items():
+        text = base64.b64encode(thumbnails(path)).decode()
+        room -= len(text) + _AROUND
         if room < 0:
-            return places, thumbs, shown
-        places |= {digest: len(thumbs) + n for n, digest in enumerate(texts)}
-        thumbs += texts.values()
-    return places, thumbs, len(items)
+            break
+        if text:
+            made[digest] = text
+    return made

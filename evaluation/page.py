@@ -66,7 +66,10 @@ def page(
     """
     said = _said(cells, comparisons, facts)
     room = MOST_BYTES - _SLACK - len(_document(facts, said))
-    said |= album(images, cells["cell_id"].tolist(), thumbnails, room)
+    first = np.argsort(
+        -np.where(cells["role"] == "cell", cells["p_best"].fillna(-1), 2), kind="stable"
+    )
+    said |= album(images, cells["cell_id"].tolist(), first.tolist(), thumbnails, room)
     return _document(facts, said)
 
 
@@ -78,7 +81,8 @@ def _document(facts: Facts, said: dict[str, Any]) -> bytes:
         "lines": "".join(f"<li>{_text(line)}</li>" for line in facts.lines[1:]),
         "notes": "".join(f"<li>{_text(note)}</li>" for note in facts.notes),
         "files": "".join(
-            f'<li><a href="{quote(name)}">{_text(name)}</a></li>' for name in facts.files
+            f'<li><a href="{quote(name, safe="", errors="replace")}">{_text(name)}</a></li>'
+            for name in facts.files
         ),
         "style": style,
         "style_hash": _hash(style),

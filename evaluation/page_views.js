@@ -10,7 +10,7 @@ function picture(row, item, label, own) {
   const inside = thumb >= 0
     ? make("img", { src: `data:image/webp;base64,${data.thumbs[thumb]}`, alt: `${title(row)}: ${data.items[item][0]}, seed ${data.items[item][1]}`, decoding: "async" })
     : make("b", {}, "open");
-  const href = path.split("/").map(encodeURIComponent).join("/");
+  const href = `./${path.split("/").map(encodeURIComponent).join("/")}`;
   return make("a", { href, target: "_blank", rel: "noopener", class: own ? "own" : undefined }, inside, fault ? `${label}: ${fault}` : label);
 }
 
@@ -46,10 +46,9 @@ function show(row, move) {
 }
 
 function amount() {
-  const links = data.items.length - data.shown;
-  const said = [`${data.shown} of ${data.drawn} pictures of each row are in this page`];
-  if (links) said.push(`${links} more are links into the folder beside it`);
-  if (data.items.length < data.drawn) said.push("images.csv lists all");
+  const said = [`${data.inside} of ${data.drawn} pictures are in this page`];
+  if (data.linked > data.inside) said.push(`${data.linked - data.inside} more are links into the folder beside it`);
+  if (data.drawn > data.linked) said.push("images.csv lists all");
   return `${said.join(", ")}. A picture leads to its file.`;
 }
 
@@ -239,7 +238,7 @@ $("theme").addEventListener("click", () => {
   root.dataset.theme = dark ? "light" : "dark";
 });
 
-$("facts").textContent = [`${cells.length} cells`, `${data.drawn} pictures each`, ...data.fixed].join(" · ");
+$("facts").textContent = [count(cells.length, "cell"), count(data.drawn, "picture"), ...data.fixed].join(" · ");
 $("pareto-legend").replaceChildren(
   key("cell", "cell"), key("cell", `may be the best by ${data.metric}`, true), key("control", "best control of as many passes"));
 $("words").replaceChildren(...metrics.flatMap((one) => [make("dt", {}, one.key, " ", make("small", {}, one.goal)), make("dd", {}, `${one.meaning}.`)]));

@@ -14,7 +14,7 @@ _WIDEST: Final = 0.5  # octaves that they take together at most
 
 
 def front(table: pd.DataFrame, metric: str) -> pd.Series:
-    """Cells that no other one of their base and style beats: as good for less, or better for as much.
+    """Cells that none of their base and style beats: as good for less, or better for as much.
 
     By the means of ``metric`` and by NFE, so that the same pictures give the same front on every
     machine. Equal cells are on it together; a cell without a mean is not.

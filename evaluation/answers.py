@@ -8,13 +8,13 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from lcm_arith.evaluation.comparisons import SURE
 from lcm_arith.evaluation.findings import Answer, Findings, with_findings
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.report import verdict
 from lcm_arith.evaluation.rows import Row, shown
 from lcm_arith.modules import EMBEDDED
 
-SURE: Final = 0.05
 _NAMED: Final = 6  # cells that a sentence names
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from lcm_arith.evaluation.best import means_of, score
 from lcm_arith.evaluation.stats import FEWEST, Interval, alike, intervals, per_prompt
 
+SURE: Final = 0.05
+"""A cell differs from the baseline if its p, adjusted over all cells, is at most this."""
 FLIPS: Final = 100_000
 """Random sign patterns of a permutation test; its p is at least 1 / (FLIPS + 1)."""
 EXACT: Final = 17

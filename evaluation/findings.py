@@ -15,6 +15,7 @@ from lcm_arith.evaluation.best import best_set, lower_bounds, score
 from lcm_arith.evaluation.comparisons import compare
 from lcm_arith.evaluation.grid import KEY_COLUMNS, Result
 from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS, deciding
+from lcm_arith.evaluation.pareto import front
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.rows import Row
 from lcm_arith.evaluation.stats import intervals, per_prompt
@@ -145,7 +146,8 @@ def confirmed(
 
 def with_findings(result: Result, found: Findings) -> pd.DataFrame:
     """The grid's table and its statistics, as in the CSV."""
-    return pd.concat([result.cells, found.columns], axis=1)
+    table = pd.concat([result.cells, found.columns], axis=1)
+    return table.assign(pareto=front(table, found.metric))
 
 
 def _values(result: Result, rows: Sequence[Row], metric: str) -> np.ndarray:

@@ -6,6 +6,30 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from lcm_arith.evaluation.sheets import drawable
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A figure of so many inches that no window shows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png(figure: Any, *, dpi: int = 130) -> bytes:
+    """The figure's PNG; the same figure gives the same bytes."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
+    return out.getvalue()
+
+
+def plain(text: str) -> str:
+    """A text as it stands, in letters that the font has; ``$`` begins no formula."""
+    return drawable(text).replace("$", r"\$")
+
 
 def interference_png(rows: Sequence[tuple[Any, ...]], names: tuple[str, str]) -> bytes:
     """Shared subspaces of two vectors, a pair of bars for each block; the dashed line is chance.
@@ -14,11 +38,7 @@ def interference_png(rows: Sequence[tuple[Any, ...]], names: tuple[str, str]) ->
         rows: (block, modules, cosine, output overlap, input overlap, norm, norm).
         names: Of the two vectors.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 1.4 + 0.45 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 1.4 + 0.45 * len(rows))
     axes = figure.add_subplot()
     places = range(len(rows))
     axes.barh([p - 0.2 for p in places], [row[3] for row in rows], 0.38, label="output")
@@ -29,6 +49,4 @@ def interference_png(rows: Sequence[tuple[Any, ...]], names: tuple[str, str]) ->
     axes.set_xlabel("shared subspace, multiples of chance")
     axes.set_title(f"{names[0]} and {names[1]}", loc="left")
     axes.legend(frameon=False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
-    return out.getvalue()
+    return png(figure, dpi=110)

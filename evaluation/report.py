@@ -1,8 +1,9 @@
-"""What a grid leaves behind: CSV files, a contact sheet, a heatmap per metric."""
+"""What a grid leaves behind: CSV files, contact sheets, charts and a page."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,19 +13,23 @@ import pandas as pd
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import UsageError
-from lcm_arith.evaluation.best import TARGETS
+from lcm_arith.evaluation import tables
+from lcm_arith.evaluation.album import Thumbnails, thumbnail
 from lcm_arith.evaluation.findings import Findings, find, with_findings
 from lcm_arith.evaluation.grid import Result
-from lcm_arith.evaluation.metrics import BETTER, METRICS
+from lcm_arith.evaluation.heatmap import heatmap
+from lcm_arith.evaluation.page import Facts, page
+from lcm_arith.evaluation.pareto import pareto_png
 from lcm_arith.evaluation.rows import Row
-from lcm_arith.evaluation.sheets import contact_sheet
+from lcm_arith.evaluation.sheets import contact_sheets
 from lcm_arith.evaluation.stats import FEWEST, ROUGH
 from lcm_arith.formats.container import write_bytes
 from lcm_arith.text import csv_cell
 
 _SHEET_COLUMNS: Final = 10
 _FOLDERS: Final = ("images", "chunks")
-_TABLES: Final = ("images.csv", "comparisons.csv", "confirmed.csv")
+_OURS: Final = ("images.csv", "comparisons.csv", "confirmed.csv", "report.html")
+_CHARTS: Final = ("heatmap_*.png", "pareto.png", "sheet*.png", "confirmed.csv")
 
 
 def write_report(
@@ -33,8 +38,11 @@ def write_report(
     csv: Path,
     found: Findings | None = None,
     again: tuple[Result, Findings] | None = None,
+    said: Sequence[str] = (),
 ) -> list[Path]:
     """Writes every table and picture of a measured grid; returns their paths, the CSV first.
+
+    What an earlier report left there and this one does not have is deleted.
 
     Args:
         result: The grid.
@@ -42,34 +50,51 @@ def write_report(
         csv: The table of the cells.
         found: Its statistics; None asks the usual ones.
         again: The confirmation of its best cells, if there was one.
+        said: What the grid says, for the page.
     """
     found = found or find(result)
-    images, comparisons = folder / "images.csv", folder / "comparisons.csv"
-    sheet = folder / "sheet.png"
-    write_bytes(csv, csv_bytes(with_findings(result, found)), force=True)
-    write_bytes(images, csv_bytes(result.images), force=True)
-    write_bytes(comparisons, csv_bytes(found.comparisons), force=True)
-    write_bytes(sheet, png_bytes(grid_sheet(result)), force=True)
-    confirmed = folder / "confirmed.csv"
-    if again:
-        write_bytes(confirmed, csv_bytes(with_findings(*again)), force=True)
-    else:
-        confirmed.unlink(missing_ok=True)
-    heatmaps = []
-    for metric in METRICS:
-        path = folder / f"heatmap_{metric}.png"
-        if np.isfinite(_of_cells(result, metric)).any():
-            write_bytes(path, heatmap(result, metric), force=True)
-            heatmaps.append(path)
-        else:
-            path.unlink(missing_ok=True)
-    return [csv, images, comparisons, *([confirmed] if again else []), sheet, *heatmaps]
+    cells = with_findings(result, found)
+    written = {
+        csv: csv_bytes(cells),
+        folder / "images.csv": csv_bytes(result.images),
+        folder / "comparisons.csv": csv_bytes(found.comparisons),
+        **({folder / "confirmed.csv": csv_bytes(with_findings(*again))} if again else {}),
+    }
+    names = [path.name for path in written if path.parent == folder]
+    facts = Facts(result.grid.title, found.metric, said, notes(result), names)
+    written |= {folder / name: png for name, png in _sheets(result)}
+    written |= {folder / name: data for name, data in charts(cells, found.comparisons, facts)}
+    shown = page(cells, result.images, found.comparisons, facts, from_store(folder))
+    for path in (old for kind in _CHARTS for old in folder.glob(kind)):
+        path.unlink()
+    for path, data in (written | {folder / "report.html": shown}).items():
+        write_bytes(path, data, force=True)
+    return [*written, folder / "report.html"]
+
+
+def charts(
+    cells: pd.DataFrame, comparisons: pd.DataFrame, facts: Facts
+) -> Iterator[tuple[str, bytes]]:
+    """Name and PNG of each chart: a heatmap of every metric that was measured, and the front."""
+    for metric in tables.measured(cells):
+        yield f"heatmap_{metric}.png", heatmap(cells, comparisons, metric, facts.title)
+    yield "pareto.png", pareto_png(cells, facts.metric, facts.title)
+
+
+def from_store(folder: Path) -> Thumbnails:
+    """Thumbnails of the pictures in a grid's folder; none of a file that is not there."""
+
+    def small(path: str) -> bytes:
+        whole = folder / path
+        return thumbnail(whole.read_bytes()) if whole.is_file() else b""
+
+    return small
 
 
 def check_csv_name(csv: Path, folder: Path) -> None:
     """Raises UsageError where the CSV would take the place of another file of the report."""
     inside = csv.resolve().parent == folder.resolve()
-    if inside and (csv.name in _TABLES or csv.suffix == ".png" or csv.name in _FOLDERS):
+    if inside and (csv.name in _OURS or csv.suffix == ".png" or csv.name in _FOLDERS):
         raise UsageError(f"--csv {csv}: the report puts another file there", hint="choose another")
 
 
@@ -87,7 +112,7 @@ def png_bytes(picture: Any) -> bytes:
     return buffer.getvalue()
 
 
-def grid_sheet(result: Result) -> Any:
+def _sheets(result: Result) -> Iterator[tuple[str, bytes]]:
     """Rows of the CSV × the first captions, seed 0."""
     seeds = len(result.grid.seeds)
     shown = result.grid.prompts[:_SHEET_COLUMNS]
@@ -95,68 +120,8 @@ def grid_sheet(result: Result) -> Any:
         (row.label, [result.pixels[row][index * seeds] for index in range(len(shown))])
         for row in result.rows
     ]
-    return contact_sheet(rows, shown, result.grid.title)
-
-
-def heatmap(result: Result, metric: str) -> bytes:
-    """λ₁ × λ₂, one panel a step count, one colour scale; margins and control stand in the title."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    cells = [row for row in result.rows if row.role == "cell"]
-    l1, l2 = sorted({r.l1 for r in cells}), sorted({r.l2 for r in cells})
-    steps = sorted({r.steps for r in cells})
-    values = dict(zip(result.rows, result.cells[metric].astype(float), strict=True))
-    colours, low, high = _scale(metric, _of_cells(result, metric))
-    figure = Figure(figsize=(1.2 + len(steps) * (1.2 + 0.75 * len(l2)), 2.2 + 0.5 * len(l1)))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(steps), squeeze=False)[0]
-    for axis, count in zip(axes, steps, strict=True):
-        of = {(r.l1, r.l2): values[r] for r in cells if r.steps == count}
-        table = np.array([[of[a, b] for b in l2] for a in l1])
-        image = axis.imshow(
-            table,
-            cmap=colours,
-            vmin=low,
-            vmax=high,
-            aspect="auto",
-        )
-        axis.set_xticks(range(len(l2)), [str(b) for b in l2])
-        axis.set_yticks(range(len(l1)), [str(a) for a in l1])
-        axis.set_xlabel("λ₂ (acceleration)")
-        axis.set_ylabel("λ₁ (style)")
-        control = result.control(next(r for r in cells if r.steps == count))
-        axis.set_title(f"{count} steps\ncontrol {values[control]:.3f}", fontsize=9)
-        for (i, j), value in np.ndenumerate(table):
-            level = image.norm(value)
-            red, green, blue, _ = image.cmap(level)
-            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-            axis.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=8,
-                      color="white" if dark else "black")  # fmt: skip
-    grid, setting = result.grid, result.grid.settings[0]
-    figure.suptitle(
-        f"{metric}: {grid.title}   "
-        f"(teacher {values[setting.teacher]:.3f}, base {values[setting.base]:.3f})",
-        fontsize=10,
-    )
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _of_cells(result: Result, metric: str) -> np.ndarray:
-    return np.asarray(result.cells[metric][result.cells.role == "cell"].astype(float))
-
-
-def _scale(metric: str, values: np.ndarray) -> tuple[str, float, float]:
-    """Colour map and its ends: bright is better; around the best value where there is one."""
-    finite, better = values[np.isfinite(values)], BETTER[metric]
-    if better in TARGETS:
-        best = TARGETS[better]
-        reach = np.abs(finite - best).max()
-        return "PuOr", best - reach, best + reach
-    return "viridis_r" if better == "low" else "viridis", finite.min(), finite.max()
+    for number, sheet in enumerate(contact_sheets(rows, shown, result.grid.title), 1):
+        yield "sheet.png" if number == 1 else f"sheet_{number}.png", png_bytes(sheet)
 
 
 def ceilings_line(result: Result) -> str:

@@ -193,7 +193,8 @@ def command(
         result = draw(grid)
         found = find(result, asked)
         again = confirmed(grid, found, asked.confirm, draw) if asked.confirm else None
-    paths = write_report(result, out, table, found, again)
+    said = answers.lines(result, found, again)
+    paths = write_report(result, out, table, found, again, said)
     for note in notes(result):
         stderr.print(f"Note: {note}", soft_wrap=True)
     if as_json:
@@ -207,7 +208,7 @@ def command(
         )
         return
     print_grid(result)
-    for line in (ceilings_line(result), *answers.lines(result, found, again)):
+    for line in (ceilings_line(result), *said):
         stdout.print(line, soft_wrap=True)
     for path in paths:
         stdout.print(f"wrote {path}", soft_wrap=True)

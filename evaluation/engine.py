@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from itertools import groupby
 from typing import Final
 
@@ -67,6 +67,12 @@ class Counters:
     vae_s: float = 0.0
     wall_s: float = 0.0
     peak_mib: float = 0.0
+
+    def plus(self, other: Counters) -> Counters:
+        """Both together."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        summed = Counters(*(one + two for one, two in pairs))
+        return replace(summed, peak_mib=max(self.peak_mib, other.peak_mib))
 
     @property
     def efficiency(self) -> float:

@@ -63,14 +63,14 @@ class Measuring:
     Args:
         grid: The plan.
         store: Of its pictures.
-        references: Of the style; None takes the drawings of the grid's target sets.
+        references: Base → pictures of the style; others take the drawings of their target sets.
         chosen: Metrics that are computed; the columns of others stay empty.
         failed: Rows that could not be drawn → why.
     """
 
     grid: Grid
     store: Store
-    references: References | None = None
+    references: Mapping[str, References] = field(default_factory=dict)
     chosen: Collection[str] = tuple(METRICS)
     failed: Mapping[Row, str] = field(default_factory=dict)
 
@@ -99,7 +99,8 @@ class Measuring:
         """
         drawn = tuple(map(setting.context.text, self.grid.prompts))
         yardstick = Yardstick(*self.judges, setting.target_sets, setting.style_set, drawn)
-        held = self.references or true_references(setting.target_sets, drawn)
+        own = self.references.get(setting.context.base)
+        held = own or true_references(setting.target_sets, drawn)
         pixels = Pixels(self.store, self.grid)
         teacher = Sample(pixels[setting.teacher], drawn, yardstick, held)
 

@@ -15,7 +15,7 @@ from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation import tables
 from lcm_arith.evaluation.album import Thumbnails, thumbnail
-from lcm_arith.evaluation.findings import Findings, find, with_findings
+from lcm_arith.evaluation.findings import Answer, answer, whole_table, with_findings
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.heatmap import heatmap
 from lcm_arith.evaluation.page import Facts, page
@@ -27,8 +27,8 @@ from lcm_arith.formats.container import write_bytes
 from lcm_arith.text import csv_cell
 
 _SHEET_COLUMNS: Final = 10
-_FOLDERS: Final = ("images", "chunks")
-_OURS: Final = ("images.csv", "comparisons.csv", "confirmed.csv", "report.html")
+_FOLDERS: Final = ("images", "chunks", "embeddings")
+_OURS: Final = ("manifest.json", "images.csv", "comparisons.csv", "confirmed.csv", "report.html")
 _CHARTS: Final = ("heatmap_*.png", "pareto.png", "sheet*.png", "confirmed.csv")
 
 
@@ -36,8 +36,7 @@ def write_report(
     result: Result,
     folder: Path,
     csv: Path,
-    found: Findings | None = None,
-    again: tuple[Result, Findings] | None = None,
+    answers: Sequence[Answer] = (),
     said: Sequence[str] = (),
 ) -> list[Path]:
     """Writes every table and picture of a measured grid; returns their paths, the CSV first.
@@ -48,23 +47,26 @@ def write_report(
         result: The grid.
         folder: Where all but the CSV goes.
         csv: The table of the cells.
-        found: Its statistics; None asks the usual ones.
-        again: The confirmation of its best cells, if there was one.
+        answers: Its statistics; none asks the usual ones.
         said: What the grid says, for the page.
     """
-    found = found or find(result)
-    cells = with_findings(result, found)
-    written = {
-        csv: csv_bytes(cells),
-        folder / "images.csv": csv_bytes(result.images),
-        folder / "comparisons.csv": csv_bytes(found.comparisons),
-        **({folder / "confirmed.csv": csv_bytes(with_findings(*again))} if again else {}),
+    answers = answers or answer(result)
+    cells = whole_table(answers)
+    comparisons = pd.concat([one.found.comparisons for one in answers], ignore_index=True)
+    again = [with_findings(*one.again) for one in answers if one.again]
+    confirmed = {folder / "confirmed.csv": pd.concat(again, ignore_index=True)} if again else {}
+    lists = {
+        csv: cells,
+        folder / "images.csv": result.images,
+        folder / "comparisons.csv": comparisons,
+        **confirmed,
     }
+    written = {path: csv_bytes(table) for path, table in lists.items()}
     names = [path.name for path in written if path.parent == folder]
-    facts = Facts(result.grid.title, found.metric, said, notes(result), names)
+    facts = Facts(result.grid.title, answers[0].found.metric, said, notes(result), names)
     written |= {folder / name: png for name, png in _sheets(result)}
-    written |= {folder / name: data for name, data in charts(cells, found.comparisons, facts)}
-    shown = page(cells, result.images, found.comparisons, facts, from_store(folder))
+    written |= {folder / name: data for name, data in charts(cells, comparisons, facts)}
+    shown = page(cells, result.images, comparisons, facts, from_store(folder))
     for path in (old for kind in _CHARTS for old in folder.glob(kind)):
         path.unlink()
     for path, data in (written | {folder / "report.html": shown}).items():

@@ -11,7 +11,6 @@ from lcm_arith.evaluation.keys import keys_of
 from lcm_arith.evaluation.measuring import Measuring, OnStage, measured
 from lcm_arith.evaluation.metrics import METRICS
 from lcm_arith.evaluation.plan import Grid
-from lcm_arith.evaluation.references import References
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.store import Store
 
@@ -23,7 +22,6 @@ def run_grid(
     folder: Path,
     on_stage: OnStage,
     fast: bool = False,
-    references: References | None = None,
     chosen: Collection[str] = tuple(METRICS),
 ) -> Result:
     """Makes what is missing in ``folder``, measures everything, and returns the tables.
@@ -34,14 +32,13 @@ def run_grid(
         folder: Store of the pictures; an earlier one is continued.
         on_stage: Told about progress.
         fast: As in ``lcm_arith.sampling.sample``.
-        references: Of the style; None takes the drawings of the grid's target sets.
         chosen: Metrics that are computed; the columns of others stay empty.
 
     Raises:
         IncompatibleError: If a vector does not fit the base model; nothing is made then.
     """
     engine = draw_grid(grid, sources, folder=folder, on_stage=on_stage, fast=fast)
-    measuring = Measuring(grid, engine.store, references, chosen)
+    measuring = Measuring(grid, engine.store, chosen=chosen)
     return measured(measuring, sources, engine.counters, on_stage)
 
 

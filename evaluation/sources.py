@@ -113,16 +113,21 @@ class Sources:
         told = json.dumps([base.digest, *map(dict, configs)], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()
 
-    def small(self, name: str) -> bool:
-        """Whether a base draws pictures of at most :data:`SMALL`; published ones do not."""
+    def side(self, name: str) -> int:
+        """Side of a base's pictures, px; a folder's is read from its configurations."""
         folder = embedded().base if name == EMBEDDED else Path(name)
         if not folder.is_dir():
-            return False
+            return self.base(name).size
         unet, vae = (
             json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
             for part in ("unet", "vae")
         )
-        return bool(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1) <= SMALL)
+        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+
+    def small(self, name: str) -> bool:
+        """Whether a base draws pictures of at most :data:`SMALL`; published ones do not."""
+        folder = embedded().base if name == EMBEDDED else Path(name)
+        return folder.is_dir() and self.side(name) <= SMALL
 
     def too_long(self, name: str, prompts: Sequence[str]) -> list[str]:
         """Prompts of which a base's text encoder reads only the beginning."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lcm_arith.cli import completion, options
-from lcm_arith.cli.output import Stages, print_grid, print_json, progress, stderr, stdout
+from lcm_arith.cli.grid_eval.showing import show
+from lcm_arith.cli.output import Stages, progress
 
 EXAMPLES = """Examples:
 
@@ -140,6 +141,17 @@ def command(
         int | None,
         typer.Option(metavar="K", help="Measure the K best cells again, on fresh seeds."),
     ] = None,
+    base: options.Base = None,
+    dtype: Annotated[
+        options.DtypeName, typer.Option(help="Number format of the base's weights.")
+    ] = options.DtypeName.float32,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="bfloat16 products where the processor has them natively."),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure λ1 × λ2 × steps against the many-step teacher and controls of equal cost.
@@ -147,68 +159,27 @@ def command(
     Lists are 0.4,0.8 or 0:1.2:0.2 (end included). The control of a cell spends the same UNet
     passes without acceleration, in the best of up to four ways.
     """
-    from lcm_arith.evaluation import answers
-    from lcm_arith.evaluation.asked import parse_asked
-    from lcm_arith.evaluation.axes import check_text_encoders, make_cells
-    from lcm_arith.evaluation.findings import confirmed, find, with_findings
-    from lcm_arith.evaluation.metrics import METRICS, choose
-    from lcm_arith.evaluation.plan import choose_prompts, make_grid
+    from lcm_arith.evaluation.asking import Typed, parse
+    from lcm_arith.evaluation.manifest import How, Tools
     from lcm_arith.evaluation.recipe import read
-    from lcm_arith.evaluation.references import read_references
-    from lcm_arith.evaluation.report import ceilings_line, check_csv_name, notes, write_report
-    from lcm_arith.evaluation.running import run_grid
+    from lcm_arith.evaluation.session import Session
     from lcm_arith.evaluation.sources import Sources
-    from lcm_arith.families import embedded
-    from lcm_arith.formats.container import refuse_existing
+    from lcm_arith.training.processes import found_device
 
-    chosen = choose_prompts(prompts, part.value)
     named = [name for name, one in (("style", style), ("accel", accel)) if one is not None]
-    cells = make_cells(
+    named += ["base"] if base is not None else []
+    axes = read(recipe).axes_beside(axis or [], named) if recipe else axis or []
+    how = How(dtype.value, str(found_device(device)), fast)
+    typed = Typed(
         style=style, accel=accel, defaults=options.pair(None, None), l1=l1, l2=l2, steps=steps,
-        axes=read(recipe).axes_beside(axis or [], named) if recipe else axis or [], prompts=chosen,
+        axes=axes, base=None if base is None else str(base), prompts=prompts, part=part.value,
+        seeds=seeds, metrics=metrics, best_by=best_by, baseline=baseline, noninferior=noninferior,
+        confirm=confirm, out=out, csv=csv, how=how, tools=Tools(style_refs=style_refs),
+        argv=tuple(sys.argv[1:]),
     )  # fmt: skip
-    measured = tuple(METRICS) if metrics is None else choose(metrics)
-    side = embedded().resolution
-    references = read_references(style_refs, (side, side)) if style_refs else None
-    table = csv or out / "cells.csv"
     options.writable_folder(out)
-    if table.is_dir() or table.parent != out:
-        refuse_existing(table, force=True)
-    check_csv_name(table, out)
-    sources = Sources()
-    grid = make_grid(
-        cells=cells, prompts=chosen, seeds=seeds, family=sources.family,
-        style_set=sources.style_set,
-    )  # fmt: skip
-    check_text_encoders(cells, sources.vector)
-    sources.check(grid.rows)
-    asked = parse_asked(
-        grid, best_by=best_by, baseline=baseline, noninferior=noninferior, confirm=confirm
-    )
+    sources = Sources(how.dtype, how.device)
+    manifest = parse(typed, sources)
     with progress() as bar:
-        draw = partial(
-            run_grid, sources=sources, folder=out, on_stage=Stages(bar), references=references,
-            chosen={*measured, *asked.metrics},
-        )  # fmt: skip
-        result = draw(grid)
-        found = find(result, asked)
-        again = confirmed(grid, found, asked.confirm, draw) if asked.confirm else None
-    said = answers.lines(result, found, again)
-    paths = write_report(result, out, table, found, again, said)
-    for note in notes(result):
-        stderr.print(f"Note: {note}", soft_wrap=True)
-    if as_json:
-        print_json(
-            {
-                "paths": [str(path) for path in paths],
-                "rows": answers.records(with_findings(result, found)),
-                "ceilings": ceilings_line(result),
-                **answers.as_json(result, found, again),
-            }
-        )
-        return
-    print_grid(result)
-    for line in (ceilings_line(result), *said):
-        stdout.print(line, soft_wrap=True)
-    for path in paths:
-        stdout.print(f"wrote {path}", soft_wrap=True)
+        concluded = Session(manifest, out, sources, Stages(bar)).run()
+    show(concluded, as_json=as_json)

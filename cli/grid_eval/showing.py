@@ -1,0 +1,37 @@
+"""What a grid answers, on the terminal or as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lcm_arith.cli.output import print_grid, print_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from lcm_arith.evaluation.session import Concluded
+
+
+def show(concluded: Concluded, *, as_json: bool) -> None:
+    """Prints all of it, and raises if some cells could not be drawn."""
+    from lcm_arith.evaluation import answers
+    from lcm_arith.evaluation.findings import whole_table
+    from lcm_arith.evaluation.report import ceilings_line, notes
+
+    result = concluded.result
+    for note in notes(result):
+        stderr.print(f"Note: {note}", soft_wrap=True)
+    if as_json:
+        print_json(
+            {
+                "paths": [str(path) for path in concluded.paths],
+                "rows": answers.records(whole_table(concluded.answers)),
+                "ceilings": ceilings_line(result),
+                **answers.all_json(concluded.answers),
+            }
+        )
+    else:
+        print_grid(result)
+        for line in (ceilings_line(result), *concluded.lines):
+            stdout.print(line, soft_wrap=True)
+        for path in concluded.paths:
+            stdout.print(f"wrote {path}", soft_wrap=True)
+    concluded.raise_if_failed()

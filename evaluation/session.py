@@ -1,0 +1,171 @@
+"""A question to a grid from end to end: draw what is missing, measure, answer, write it all down.
+
+``run`` draws; ``report`` does the rest from what a folder holds, and draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lcm_arith.embedded.files import sha256
+from lcm_arith.errors import DivergedError, NotFoundError
+from lcm_arith.evaluation import answers as words
+from lcm_arith.evaluation import manifest as manifests
+from lcm_arith.evaluation.engine import Counters
+from lcm_arith.evaluation.findings import Answer, answer
+from lcm_arith.evaluation.grid import Result
+from lcm_arith.evaluation.keys import keys_of
+from lcm_arith.evaluation.manifest import Manifest
+from lcm_arith.evaluation.measuring import MISSING, Measuring, OnStage, measured
+from lcm_arith.evaluation.mixing import terms
+from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.references import References, read_references
+from lcm_arith.evaluation.report import write_report
+from lcm_arith.evaluation.running import draw_grid
+from lcm_arith.evaluation.sources import Sources
+from lcm_arith.evaluation.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Concluded:
+    """What became of a question.
+
+    Args:
+        result: The measured grid.
+        answers: One for each base and style.
+        lines: The same in words.
+        paths: Written files, the table first.
+    """
+
+    result: Result
+    answers: tuple[Answer, ...]
+    lines: tuple[str, ...]
+    paths: tuple[Path, ...]
+
+    def raise_if_failed(self) -> None:
+        """Raises if cells lack pictures for another reason than that nobody drew them yet.
+
+        Raises:
+            DivergedError: If weights gave NaN or infinity, or could not be drawn with.
+        """
+        failed = {row: why for row, why in self.result.left_out.items() if why != MISSING}
+        if failed:
+            row, why = next(iter(failed.items()))
+            raise DivergedError(
+                f"{len(failed)} of {len(self.result.grid.cells)} cells have no figures: {why}, "
+                f"{words.named(row)} for one; the others are reported",
+                hint="see status in the table; smaller λ, or --dtype float32",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A manifest's question, ready to be worked on.
+
+    Args:
+        manifest: The question.
+        folder: Of the pictures and of all that is written.
+        sources: Of bases and vectors.
+        on_stage: Told about progress.
+    """
+
+    manifest: Manifest
+    folder: Path
+    sources: Sources
+    on_stage: OnStage
+
+    def run(self) -> Concluded:
+        """Draws what is missing, measures, and writes everything.
+
+        Raises:
+            NotFoundError, InvalidContentError, IncompatibleError: If a base or a vector cannot be
+                used; nothing is drawn then.
+            StorageError: If the disk refuses.
+        """
+        references = self._references()
+        grids: list[Grid] = []
+        total = Counters()
+
+        def draw(grid: Grid) -> Result:
+            nonlocal total
+            grids.append(grid)
+            result = self._drawn(grid, references)
+            total = total.plus(result.counters)
+            return result
+
+        manifests.write(self.manifest.told(**self._digests()), self.folder)
+        result = draw(self.manifest.grid)
+        answers = answer(result, self.manifest.asked, draw)
+        told = self.manifest.told(
+            **self._digests(), counters=asdict(total), efficiency=round(total.efficiency, 4)
+        )
+        told = replace(told, confirmed=tuple(grids[1:]))
+        return self._written(told, result, answers)
+
+    def report(self) -> Concluded:
+        """The same from the pictures that are there; a confirmation only if it is whole.
+
+        Raises:
+            NotFoundError: If pictures of a base row, a teacher or all controls are missing.
+        """
+        references, store = self._references(), self._store()
+
+        def there(grid: Grid) -> Result:
+            return self._measured(grid, store, references, Counters())
+
+        result = there(self.manifest.grid)
+        try:
+            answers = answer(
+                result, self.manifest.asked, there if self.manifest.confirmed else None
+            )
+        except NotFoundError:
+            answers = answer(result, self.manifest.asked)
+        return self._written(self.manifest, result, answers)
+
+    def _drawn(self, grid: Grid, references: Mapping[str, References]) -> Result:
+        how = self.manifest.how
+        engine = draw_grid(
+            grid, self.sources, folder=self.folder, on_stage=self.on_stage, fast=how.fast
+        )
+        return self._measured(grid, engine.store, references, engine.counters)
+
+    def _measured(
+        self, grid: Grid, store: Store, references: Mapping[str, References], counters: Counters
+    ) -> Result:
+        measuring = Measuring(grid, store, references, self.manifest.tools.metrics)
+        return measured(measuring, self.sources, counters, self.on_stage)
+
+    def _store(self) -> Store:
+        return Store(self.folder, keys_of(self.sources, fast=self.manifest.how.fast))
+
+    def _references(self) -> dict[str, References]:
+        """Base → the pictures of ``--style-refs``, in the size of its pictures."""
+        folder = self.manifest.tools.style_refs
+        bases = dict.fromkeys(s.context.base for s in self.manifest.grid.settings)
+        sides = {base: self.sources.side(base) for base in bases} if folder else {}
+        return {
+            base: read_references(folder, (side, side)) for base, side in sides.items() if folder
+        }
+
+    def _digests(self) -> dict[str, Any]:
+        """sha256 of what the pictures are made of and measured with."""
+        rows = self.manifest.grid.rows
+        bases = dict.fromkeys(row.context.base for row in rows)
+        names = dict.fromkeys(term.name for row in rows for mix in row.mixes for term in terms(mix))
+        refs = self.manifest.tools.style_refs
+        return {
+            "bases": {base: self.sources.base_digest(base) for base in bases},
+            "vectors": {name: self.sources.vector_digest(name) for name in names},
+            "style_refs": {p.name: sha256(p) for p in sorted(refs.iterdir()) if p.is_file()}
+            if refs
+            else {},
+        }
+
+    def _written(self, told: Manifest, result: Result, answers: tuple[Answer, ...]) -> Concluded:
+        table = told.csv or self.folder / "cells.csv"
+        lines = tuple(words.all_lines(answers))
+        paths = write_report(result, self.folder, table, answers, lines)
+        return Concluded(result, answers, lines, (*paths, manifests.write(told, self.folder)))

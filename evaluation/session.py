@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lcm_arith.durable import make_folder
 from lcm_arith.embedded.files import sha256
 from lcm_arith.errors import DivergedError, NotFoundError
 from lcm_arith.evaluation import answers as words
@@ -96,6 +97,7 @@ class Session:
             total = total.plus(result.counters)
             return result
 
+        make_folder(self.folder)
         manifests.write(self.manifest.told(**self._digests()), self.folder)
         result = draw(self.manifest.grid)
         answers = answer(result, self.manifest.asked, draw)
@@ -111,7 +113,7 @@ class Session:
         Raises:
             NotFoundError: If pictures of a base row, a teacher or all controls are missing.
         """
-        references, store = self._references(), self._store()
+        references, store = self._references(), self.store()
 
         def there(grid: Grid) -> Result:
             return self._measured(grid, store, references, Counters())
@@ -138,7 +140,8 @@ class Session:
         measuring = Measuring(grid, store, references, self.manifest.tools.metrics)
         return measured(measuring, self.sources, counters, self.on_stage)
 
-    def _store(self) -> Store:
+    def store(self) -> Store:
+        """The pictures of the folder."""
         return Store(self.folder, keys_of(self.sources, fast=self.manifest.how.fast))
 
     def _references(self) -> dict[str, References]:
@@ -169,3 +172,21 @@ class Session:
         lines = tuple(words.all_lines(answers))
         paths = write_report(result, self.folder, table, answers, lines)
         return Concluded(result, answers, lines, (*paths, manifests.write(told, self.folder)))
+
+
+def reopened(folder: Path, on_stage: OnStage) -> Session:
+    """The session of a folder's manifest.
+
+    Args:
+        folder: Of a grid, or its manifest.
+        on_stage: Told about progress.
+
+    Raises:
+        NotFoundError, InvalidContentError: As :func:`lcm_arith.evaluation.manifest.read`.
+        IncompatibleError: If a vector is another now, and does not fit.
+    """
+    manifest = manifests.read(folder)
+    sources = Sources(manifest.how.dtype, manifest.how.device)
+    sources.check(manifest.grid.rows)
+    place = folder if folder.is_dir() else folder.parent
+    return Session(manifest, place, sources, on_stage)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
-from lcm_arith.cli.grid_eval import run
+from lcm_arith.cli.grid_eval import folder, run
 
 Verb = tuple[str, Callable[..., None], str]
 """Its name, the command, and its examples."""
@@ -28,11 +28,13 @@ app = typer.Typer(
     cls=_RunWhereNoVerb,
     help="Measure λ1 × λ2 × steps, with intervals; report, check, repeat what was measured.",
 )
-VERBS: Final[tuple[Verb, ...]] = ((RUN, run.command, run.EXAMPLES),)
+VERBS: Final[tuple[Verb, ...]] = (
+    (RUN, run.command, run.EXAMPLES),
+    ("report", folder.report, folder.REPORT_EXAMPLES),
+    ("status", folder.status, folder.STATUS_EXAMPLES),
+    ("replay", folder.replay, folder.REPLAY_EXAMPLES),
+    ("export", folder.export, folder.EXPORT_EXAMPLES),
+    ("gc", folder.gc, folder.GC_EXAMPLES),
+)
 for _name, _command, _examples in VERBS:
     app.command(_name, epilog=_examples)(_command)
-
-
-@app.callback()
-def _only_verbs() -> None:
-    """Without this, a group of one verb would be that verb."""

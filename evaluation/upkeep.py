@@ -1,0 +1,225 @@
+"""What a grid's folder holds of its plan, draws again alike, gives to others, and needs no more."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lcm_arith.durable import make_folder, refusal
+from lcm_arith.errors import OutputExistsError
+from lcm_arith.evaluation.engine import Engine, units
+from lcm_arith.evaluation.manifest import Manifest
+from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.rows import Row, keys
+from lcm_arith.evaluation.sources import Sources
+from lcm_arith.evaluation.store import OK, Record, Store
+from lcm_arith.formats.container import write_bytes
+
+
+@dataclass(frozen=True)
+class UnitStatus:
+    """How far one unit of work is.
+
+    Args:
+        rows: Rows of it.
+        pictures: That it has in all.
+        made: Of them.
+        failed: Made, and not finite.
+        nfe: UNet rows that the missing ones take, as if drawn alone.
+    """
+
+    rows: tuple[Row, ...]
+    pictures: int
+    made: int
+    failed: int
+    nfe: int
+
+
+def status(manifest: Manifest, store: Store) -> tuple[UnitStatus, ...]:
+    """How far each unit of a grid is, in the order in which they are drawn."""
+    items, found = manifest.grid.items, []
+    for unit in units(manifest.grid.rows):
+        pictures = [(row, store.picture(row, item)) for row in unit.rows for item in items]
+        found.append(
+            UnitStatus(
+                unit.rows,
+                len(pictures),
+                sum(picture is not None for _, picture in pictures),
+                sum(picture is not None and picture.status != OK for _, picture in pictures),
+                sum(row.nfe for row, picture in pictures if picture is None),
+            )
+        )
+    return tuple(found)
+
+
+def needed(manifest: Manifest, store: Store) -> dict[str, Record]:
+    """The records that hold a picture of the grid or of its confirmation."""
+    grids = (manifest.grid, *manifest.confirmed)
+    wanted = {store.key(row, item) for g in grids for row in g.rows for item in g.items}
+    return {name: one for name, one in store.records.items() if wanted & one.pictures.keys()}
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A chunk drawn again.
+
+    Args:
+        record: Its name.
+        pictures: How many.
+        unequal: Of them, those of another sha256.
+        largest: Largest difference of a channel, 0 to 255.
+    """
+
+    record: str
+    pictures: int
+    unequal: int
+    largest: int
+
+
+def replay(
+    manifest: Manifest, store: Store, sources: Sources, on_chunk: Callable[[int, int], None]
+) -> Iterator[Replayed]:
+    """Every chunk of a grid again, in the batches that it was made in, beside the stored one.
+
+    Args:
+        manifest: Of the grid.
+        store: Its pictures; nothing is changed.
+        sources: Of bases and vectors.
+        on_chunk: Told (done, total).
+    """
+    records = [record for name, record in needed(manifest, store).items() if store.whole(name)]
+    with tempfile.TemporaryDirectory() as folder:
+        again = Store(Path(folder), store.keys)
+        for done, record in enumerate(records, 1):
+            engine = Engine(again, sources, batch=record.batch)
+            try:
+                made = engine.make(record.pairs)
+            finally:
+                engine.restore()
+            yield _compared(store, again, record, made)
+            on_chunk(done, len(records))
+
+
+def _compared(store: Store, again: Store, record: Record, made: Record) -> Replayed:
+    unequal = [
+        pair
+        for pair, (key, picture) in zip(record.pairs, record.pictures.items(), strict=True)
+        if made.pictures[key].sha256 != picture.sha256
+    ]
+    largest = [_difference(store, again, *pair) for pair in unequal]
+    return Replayed(record.name, len(record.pairs), len(unequal), max(largest, default=0))
+
+
+def _difference(store: Store, again: Store, row: Row, item: tuple[str, int]) -> int:
+    statuses = [one.pictures(row, [item])[0].status for one in (store, again)]
+    if statuses != [OK, OK]:
+        return 255 if statuses[0] != statuses[1] else 0
+    before, after = (one.pixels(row, [item]).astype(int) for one in (store, again))
+    return int(np.abs(before - after).max())
+
+
+def export(grid: Grid, store: Store, folder: Path) -> int:
+    """Pictures as other tools read them: GenEval's folders, one set a row; how many.
+
+    ``FOLDER/CELL_ID/00000/metadata.jsonl`` holds a prompt, ``samples/0000.png`` and on its seeds;
+    ``FOLDER/rows.jsonl`` says what each cell id is.
+
+    Args:
+        grid: The plan.
+        store: Its pictures; those that are missing are left out.
+        folder: A new one.
+
+    Raises:
+        OutputExistsError: If the folder exists.
+        StorageError: If the disk refuses.
+    """
+    if folder.exists():
+        raise OutputExistsError(f"{folder}: exists already", hint="choose a new folder")
+    make_folder(folder)
+    count = 0
+    rows = list({row.cell_id: row for row in grid.rows}.values())
+    listed = [json.dumps({"cell_id": row.cell_id, **keys(row)}, ensure_ascii=False) for row in rows]
+    write_bytes(folder / "rows.jsonl", ("\n".join(listed) + "\n").encode())
+    for row in rows:
+        for number, prompt in enumerate(grid.prompts):
+            place = folder / row.cell_id / f"{number:05d}"
+            make_folder(place / "samples")
+            told = {"prompt": row.context.text(prompt), "tag": row.cell_id}
+            write_bytes(place / "metadata.jsonl", (json.dumps(told) + "\n").encode())
+            for index, seed in enumerate(grid.seeds):
+                picture = store.picture(row, (prompt, seed))
+                if picture and picture.status == OK:
+                    _copy(store.picture_path(row, (prompt, seed)), place, index)
+                    count += 1
+    return count
+
+
+def _copy(source: Path, place: Path, index: int) -> None:
+    target = place / "samples" / f"{index:04d}.png"
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise refusal(target, error) from error
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Files that no grid of a manifest needs.
+
+    Args:
+        paths: Their paths.
+        bytes: What they take.
+    """
+
+    paths: tuple[Path, ...]
+    bytes: int
+
+
+def sweep(manifest: Manifest, store: Store, *, dry_run: bool) -> Swept:
+    """Removes pictures and records that neither the grid nor its confirmation needs.
+
+    Embeddings stay: they are small, and another metric reads them.
+
+    Args:
+        manifest: Of the grid.
+        store: Its pictures; nobody may draw into it meanwhile.
+        dry_run: Only tells.
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    kept = needed(manifest, store)
+    names = {f"{key}.png" for record in kept.values() for key in record.pictures}
+    names |= {f"{name}.json" for name in kept}
+    chunks, images = store.folder / "chunks", store.folder / "images"
+    # Records first: a picture without a record is absent, a record without its picture is damage.
+    files = [p for place in (chunks, images) if place.is_dir() for p in sorted(place.iterdir())]
+    idle = [path for path in files if path.name not in names]
+    size = sum(path.stat().st_size for path in idle)
+    for path in [] if dry_run else idle:
+        try:
+            path.unlink()
+        except OSError as error:
+            raise refusal(path, error) from error
+    return Swept(tuple(idle), size)
+
+
+def table(units_: tuple[UnitStatus, ...]) -> list[dict[str, Any]]:
+    """Units, JSON-ready."""
+    return [
+        {
+            "rows": [keys(row) for row in one.rows],
+            "pictures": one.pictures,
+            "made": one.made,
+            "failed": one.failed,
+            "unet_rows_missing": one.nfe,
+        }
+        for one in units_
+    ]

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -136,13 +137,18 @@ def parameters(told: Told, width: int, height: int) -> str:
         "RNG": "CPU",  # where sampling.denoise draws its noise; theirs is the GPU's
         "Lora hashes": told.get("lora_hashes"),
         "Lora weights": told.get("lora_weights"),
-        "Version": f"lcm-arith {version('lcm-arith')}",
+        "Version": _version(),
     }
     listed = (f"{name}: {_quoted(value)}" for name, value in settings.items() if value not in _NONE)
     prompt = " ".join(str(told[name]) for name in ("prompt", "loras") if told.get(name))
     negative = [f"Negative prompt: {told['negative']}"] if told.get("negative") else []
     text = "\n".join((prompt, *negative, ", ".join(listed))).strip()
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+@cache
+def _version() -> str:
+    return f"lcm-arith {version('lcm-arith')}"
 
 
 _NONE: Final = (None, "")

@@ -15,7 +15,7 @@ from lcm_arith.base_files import PARTS, file_digest, folder_kind, weight_files
 from lcm_arith.bases import Base, load_base
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
-from lcm_arith.errors import IncompatibleError
+from lcm_arith.errors import IncompatibleError, InvalidContentError
 from lcm_arith.evaluation.rows import Row
 from lcm_arith.families import Family, check_same_family, embedded, family, misfits
 from lcm_arith.modules import EMBEDDED
@@ -112,6 +112,19 @@ class Sources:
         configs = [base.unet.config, base.vae.config, base.pipeline.scheduler.config]
         told = json.dumps([base.digest, *map(dict, configs)], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()
+
+    def grid_points(self, row: Row) -> int | None:
+        """K that a row's acceleration was distilled on, if its file says so.
+
+        Raises:
+            InvalidContentError: If it says what is no number of points.
+        """
+        if all(mix.accel == NONE for mix in row.mixes):
+            return None
+        said = facts(self.vector(row.accel)).get("grid_points")
+        if said is not None and (type(said) is not int or said < 1):
+            raise InvalidContentError(f"{row.accel}: its header says grid_points {said!r:.60}")
+        return said
 
     def side(self, name: str) -> int:
         """Side of a base's pictures, px; a folder's is read from its configurations."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -208,14 +209,11 @@ class Store:
         """
         for folder in ("images", "chunks"):
             make_folder(self.folder / folder)
+        with ThreadPoolExecutor() as pool:  # zlib works beside the others
+            written = list(pool.map(self._write, pairs, made))
         pictures = {
-            self.key(*pair): Picture(
-                None if each.pixels is None else self._write(pair, each.pixels, each.told),
-                NAN if each.pixels is None else OK,
-                each.seconds,
-                each.nfe_run,
-            )
-            for pair, each in zip(pairs, made, strict=True)
+            self.key(*pair): Picture(digest, OK if digest else NAN, each.seconds, each.nfe_run)
+            for pair, each, digest in zip(pairs, made, written, strict=True)
         }
         record = Record(_name(pictures), tuple(pairs), pictures, batch, device)
         path = self.folder / "chunks" / f"{record.name}.json"
@@ -224,8 +222,10 @@ class Store:
         self._whole[record.name] = True
         return record
 
-    def _write(self, pair: Pair, pixels: np.ndarray, told: Told) -> str:
-        data = picture_bytes(pixels, told)
+    def _write(self, pair: Pair, made: Made) -> str | None:
+        if made.pixels is None:
+            return None
+        data = picture_bytes(made.pixels, made.told)
         return write_bytes(self.picture_path(*pair), data, force=True, durable=False)
 
     def _add(self, record: Record) -> None:
@@ -288,4 +288,5 @@ def _lines(told: Any) -> Iterator[list[Any]]:
         key, number, prompt, seed, digest, status, seconds, rows = line
         if status not in (OK, NAN) or (digest is None) != (status == NAN):
             raise ValueError(status)
-        yield [str(key), int(number), str(prompt), int(seed), digest, status, seconds, rows]
+        known = (digest, status, float(seconds), float(rows))
+        yield [str(key), int(number), str(prompt), int(seed), *known]

@@ -35,6 +35,7 @@ class Column:
         seeds: One a picture.
         cond: Row of the conditions that is its prompt, one a picture.
         uncond: Row that is its ∅, one a picture; not read at guidance ≤ 1.
+        grid_points: As of ``lcm_arith.sampling.make_scheduler``.
     """
 
     sampler: str
@@ -43,6 +44,7 @@ class Column:
     seeds: tuple[int, ...]
     cond: tuple[int, ...]
     uncond: tuple[int, ...]
+    grid_points: int | None = None
 
     @property
     def guided(self) -> bool:
@@ -91,9 +93,10 @@ def draw(
         UsageError: If a sampler is unknown or cannot take that many steps.
     """
     config, unet = pipeline.scheduler.config, pipeline.unet
+    schedulers = [make_scheduler(config, c.sampler, c.steps, c.grid_points) for c in columns]
     walks = [
-        Walk.start(make_scheduler(config, each.sampler, each.steps), each.seeds, unet)
-        for each in columns
+        Walk.start(scheduler, column.seeds, unet)
+        for scheduler, column in zip(schedulers, columns, strict=True)
     ]
     shares = [[Fraction(0)] * len(each.seeds) for each in columns]
     step, unet_s = 0, 0.0

@@ -201,7 +201,8 @@ class Walk:
     Args:
         scheduler: diffusers' scheduler with its timesteps set; it remembers earlier steps.
         z: Where they are, ``[B, C, h, w]``, float32.
-        generators: One a picture; each drew its picture's noise, and goes on where that ended.
+        generators: One a picture; each drew its picture's noise, and goes on where that ended. None
+            where the sampler takes none.
         step: Steps that are done.
     """
 
@@ -217,7 +218,8 @@ class Walk:
         shape = (1, unet.config.in_channels, size, size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         z = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(unet.device)
-        return cls(scheduler, z * scheduler.init_noise_sigma, generators)
+        takes = "generator" in inspect.signature(scheduler.step).parameters
+        return cls(scheduler, z * scheduler.init_noise_sigma, generators if takes else [])
 
     @property
     def done(self) -> bool:
@@ -232,8 +234,7 @@ class Walk:
     def advance(self, out: Tensor) -> None:
         """Takes a step with the network's output, ``[B, C, h, w]``, guided where it is to be."""
         t = self.scheduler.timesteps[self.step]
-        takes = inspect.signature(self.scheduler.step).parameters
-        extra = {"generator": self.generators} if "generator" in takes else {}
+        extra = {"generator": self.generators} if self.generators else {}
         self.z = self.scheduler.step(out, t, self.z, return_dict=True, **extra).prev_sample
         self.step += 1
 

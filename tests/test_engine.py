@@ -153,6 +153,35 @@ def test_pictures_equal_those_of_set_adapters_one_at_a_time(
     assert float(np.abs(np.stack(exact) - np.stack(expected)).max()) <= 1e-5
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["sd2v", "sdxl"])
+def test_every_kind_of_base_is_drawn_in_every_number_format(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, dtype: str
+) -> None:
+    context = Context(str(request.getfixturevalue(f"tiny_{kind}")), negative="cat")
+    row = Row("base", Decimal(0), Decimal(0), "dpm++", 2, 3.0, context)
+    drawn = made(tmp_path / "a", [row], ITEMS[:1], dtype=dtype)
+    exact = made(tmp_path / "b", [row], ITEMS[:1])
+    pixels = [each.store.pixels(row, ITEMS[:1]).astype(float) for each in (drawn, exact)]
+    gap = float(np.abs(pixels[0] - pixels[1]).mean())
+    # Grey levels; the network is random and deep, bfloat16 keeps 8 bits of a product.
+    assert 0 < gap < {"float16": 1, "bfloat16": 8}[dtype]
+
+
+def test_an_acceleration_is_sampled_on_the_grid_points_it_was_distilled_on(
+    rows: Rows, vectors: Path, tmp_path: Path
+) -> None:
+    (row,) = rows(["0"], (3,))
+    told = tmp_path / "told.safetensors"
+    save(load(row.accel), told, about={"kind": "acceleration", "grid_points": 10})
+    ten = replace(row, accel=str(told))
+    assert [Sources().grid_points(each) for each in (row, ten, replace(ten, l2=Decimal(0)))] == [
+        None, 10, None,
+    ]  # fmt: skip
+    drawn = made(tmp_path / "grid", [row, ten], ITEMS[:1])
+    assert digests(drawn, [row], ITEMS[:1]) != digests(drawn, [ten], ITEMS[:1])
+
+
 # --- any order -----------------------------------------------------------------------------------
 
 

@@ -251,7 +251,7 @@ class Engine:
     def _draw(self, base: Base, pairs: Sequence[Pair], batch: int) -> list[Made]:
         mixes, texts = _mixes(pairs[0][0]), _Texts()
         columns = [
-            texts.column(row, [item for _, item in same])
+            texts.column(row, [item for _, item in same], self.sources.grid_points(row))
             for row, same in groupby(pairs, key=lambda pair: pair[0])
         ]
 
@@ -314,7 +314,7 @@ class _Texts:
 
     numbers: dict[tuple[str, bool], int] = field(default_factory=dict)
 
-    def column(self, row: Row, items: Sequence[Item]) -> Column:
+    def column(self, row: Row, items: Sequence[Item], grid_points: int | None) -> Column:
         """The pictures of a row."""
         context = row.context
         return Column(
@@ -326,6 +326,7 @@ class _Texts:
             uncond=tuple(self._number(context.negative, True) for _ in items)
             if row.guidance > 1
             else (),
+            grid_points=grid_points,
         )
 
     def _number(self, text: str, negative: bool) -> int:

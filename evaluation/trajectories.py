@@ -35,6 +35,7 @@ class Column:
         seeds: One a picture.
         cond: Row of the conditions that is its prompt, one a picture.
         uncond: Row that is its ∅, one a picture; not read at guidance ≤ 1.
+        grid_points: As in ``lcm_arith.sampling.make_scheduler``.
     """
 
     sampler: str
@@ -43,6 +44,7 @@ class Column:
     seeds: tuple[int, ...]
     cond: tuple[int, ...]
     uncond: tuple[int, ...]
+    grid_points: int | None = None
 
     @property
     def guided(self) -> bool:
@@ -92,7 +94,9 @@ def draw(
     """
     config, unet = pipeline.scheduler.config, pipeline.unet
     walks = [
-        Walk.start(make_scheduler(config, each.sampler, each.steps), each.seeds, unet)
+        Walk.start(
+            make_scheduler(config, each.sampler, each.steps, each.grid_points), each.seeds, unet
+        )
         for each in columns
     ]
     shares = [[Fraction(0)] * len(each.seeds) for each in columns]

@@ -36,6 +36,14 @@ _GRID_TABLE: Final = {
 }  # fmt: skip
 """Column of the CSV → its head in a terminal of 80 columns; the CSV has all, with intervals."""
 
+_VARYING: Final = {
+    "base": "base", "style": "vector", "accel": "accel", "method": "method", "rank": "rank",
+    "te": "te", "negative": "negative", "edit": "edit",
+}  # fmt: skip
+"""The same of columns that are shown where cells differ in them."""
+
+_WIDEST: Final = 160  # columns of a table with axes; a terminal breaks its lines
+
 stdout: Final = Console(highlight=False, markup=False)
 stderr: Final = Console(stderr=True, highlight=False, markup=False)
 
@@ -191,19 +199,26 @@ def _print_place(made: dict[str, Any], size: str = "") -> None:
 
 
 def print_grid(result: Result) -> None:
-    """The rows of a grid as a table."""
+    """The rows of a grid as a table; of the axes those that it has."""
     from rich.table import Table
 
+    lines = result.cells.astype(object).where(result.cells.notna(), "").to_dict(orient="records")
+    cells = [line for line in lines if line["role"] == "cell"]
+    heads = _GRID_TABLE | {
+        name: head for name, head in _VARYING.items() if len({line[name] for line in cells}) > 1
+    }
     table = Table(box=None, pad_edge=False)
-    for name, head in _GRID_TABLE.items():
-        left = name in ("role", "sampler")
-        table.add_column(head, justify="left" if left else "right", no_wrap=True)
-    for line in result.cells.to_dict(orient="records"):
-        table.add_row(*(_shown(line[name]) for name in _GRID_TABLE))
-    stdout.print(table)
+    for name, head in heads.items():
+        number = name not in ("role", "sampler", *_VARYING) or name in ("rank", "te")
+        table.add_column(head, justify="right" if number else "left", no_wrap=name in _GRID_TABLE)
+    for line in lines:
+        line |= {name: line[f"{name}_schedule"] or line[name] for name in ("l1", "l2")}
+        table.add_row(*(_cell(line[name]) for name in heads))
+    wide = stdout.width if heads == _GRID_TABLE else max(stdout.width, _WIDEST)
+    Console(file=stdout.file, highlight=False, markup=False, width=wide).print(table)
 
 
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return "" if value != value else f"{value:.3f}".rstrip("0").rstrip(".")
-    return str(value)
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    return clean(str(value))

@@ -12,7 +12,7 @@ from lcm_arith.evaluation.comparisons import SURE
 from lcm_arith.evaluation.findings import Answer, Findings, with_findings
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.report import verdict
-from lcm_arith.evaluation.rows import Row, shown
+from lcm_arith.evaluation.rows import Row, others, shown
 from lcm_arith.modules import EMBEDDED
 
 _NAMED: Final = 6  # cells that a sentence names
@@ -21,16 +21,7 @@ _NAMED: Final = 6  # cells that a sentence names
 def named(row: Row) -> str:
     """A cell in words."""
     weights = f"λ1={shown(row.l1, row.l1_schedule)} λ2={shown(row.l2, row.l2_schedule)}"
-    more = (
-        *((row.sampler,) if row.sampler != "lcm" else ()),
-        *((f"guidance={row.guidance:g}",) if row.guidance != 1 else ()),
-        *((row.method,) if row.method != "linear" else ()),
-        *((f"rank={row.rank}",) if row.rank is not None else ()),
-        *((f"te={row.te}",) if row.te is not None else ()),
-        *((f"negative={row.context.negative!r}",) if row.context.negative else ()),
-        *((f"edit={row.context.edit!r}",) if row.context.edit else ()),
-    )
-    return " ".join((weights, f"steps={row.steps}", *more))
+    return " ".join((weights, f"steps={row.steps}", *others(row)))
 
 
 def best_line(found: Findings) -> str:

@@ -7,31 +7,29 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lcm_arith.adapters import load, open_adapter
 from lcm_arith.combination import NONE
-from lcm_arith.condition import Condition, Model
+from lcm_arith.condition import Condition
 from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import NotFoundError, UsageError
+from lcm_arith.evaluation import trajectories
 from lcm_arith.evaluation.lists import parse_schedule
 from lcm_arith.evaluation.pngs import Lora, Told, picture_bytes, told_of_loras
 from lcm_arith.evaluation.rows import mean
 from lcm_arith.evaluation.sheets import gallery
+from lcm_arith.evaluation.trajectories import Column
 from lcm_arith.evaluation.wishes import Wish
 from lcm_arith.families import check_same_family, embedded
 from lcm_arith.formats.container import write_bytes
 from lcm_arith.fuse import LiveWeights, check_compatible
-from lcm_arith.network import network
 from lcm_arith.sampling import (
     decode,
-    denoise,
     encode_prompts,
     load_pipeline,
     make_scheduler,
@@ -115,26 +113,20 @@ def make_pixels(
         taus: Its vectors by name.
         on_step: Told about progress, (done, total).
     """
-    made: list[np.ndarray] = []
+    prompts = len(wish.prompts)
+    column = Column(
+        wish.sampler, wish.steps, wish.guidance, seeds=(wish.seed,) * prompts,
+        cond=tuple(range(prompts)), uncond=(prompts,) * prompts, grid_points=wish.grid_points,
+    )  # fmt: skip
     stepwise = Stepwise(pipeline, wish, taus)
-    starts, steps = range(0, len(wish.prompts), _CHUNK), count(1)
-    for at in starts:
-        rows = slice(at, at + _CHUNK)
-        embeds, uncond = stepwise.at(0)
-        z = denoise(
-            pipeline,
-            embeds[rows],
-            uncond,
-            [wish.seed] * len(embeds[rows]),
-            sampler=wish.sampler,
-            steps=wish.steps,
-            guidance=wish.guidance,
-            on_step=lambda: on_step(next(steps), wish.steps * len(starts)),
-            model=stepwise.model(rows),
-            grid_points=wish.grid_points,
-        )
-        made.append(decode(pipeline, z))
-    return np.concatenate(made)
+
+    def told(step: int) -> Condition:
+        on_step(step, wish.steps)
+        return stepwise.at(step)
+
+    (z,) = trajectories.draw(pipeline, [column], told, batch=_CHUNK).latents
+    on_step(wish.steps, wish.steps)
+    return np.concatenate([decode(pipeline, part) for part in z.split(_CHUNK)])
 
 
 @dataclass(eq=False)
@@ -153,10 +145,10 @@ class Stepwise:
     wish: Wish
     taus: Mapping[str, TaskVector]
     _applied: tuple[Decimal, ...] | None = None
-    _told: dict[tuple[Decimal, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _told: dict[tuple[Decimal, ...], Condition] = field(default_factory=dict)
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Rebuilds the weights for a step; embeddings of the prompts and of the negative one."""
+    def at(self, step: int) -> Condition:
+        """Rebuilds the weights for a step; the prompts' rows, and below them the negative one."""
         mix = self.wish.mixes[step % len(self.wish.mixes)]
         if mix != self._applied:
             named = zip(mix, (name for name, _ in self.wish.vectors), strict=True)
@@ -164,24 +156,9 @@ class Stepwise:
             LiveWeights(self.pipeline).apply(sum(terms, TaskVector()))
             self._applied = mix
         if mix not in self._told:
-            prompts, negative = self.wish.prompts, [self.wish.negative]
-            self._told[mix] = (
-                encode_prompts(self.pipeline, prompts), encode_prompts(self.pipeline, negative)
-            )  # fmt: skip
+            texts = (*self.wish.prompts, self.wish.negative)
+            self._told[mix] = {"embeds": encode_prompts(self.pipeline, texts)}
         return self._told[mix]
-
-    def model(self, rows: slice) -> Model:
-        """The UNet for some of the prompts, asked once a step."""
-        steps, unet = count(), network(self.pipeline.unet)
-
-        def call(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-            embeds, uncond = self.at(next(steps))
-            told = embeds[rows]
-            if len(z) > len(told):  # guided: the unconditional half comes first
-                told = torch.cat([uncond.expand_as(told), told])
-            return unet(z, t, {**condition, "embeds": told})
-
-        return call
 
 
 def _write(wish: Wish, pixels: np.ndarray, folder: Path) -> tuple[list[Path], Path]:

@@ -185,9 +185,11 @@ def make_grid(
     """
     if not (cells and prompts and seeds >= 1):
         raise UsageError("a grid needs at least one λ1, λ2, step count, prompt and seed")
-    most = max((cell.steps for cell in cells if cell.sampler == "lcm"), default=0)
-    if most > MOST_LCM_STEPS:
-        raise UsageError(f"steps {most}: the LCM sampler takes at most {MOST_LCM_STEPS}")
+    for cell in cells:
+        if cell.sampler in ("lcm", "tcd") and cell.steps > MOST_LCM_STEPS:
+            raise UsageError(
+                f"steps {cell.steps}: sampler {cell.sampler} takes at most {MOST_LCM_STEPS}"
+            )
     distinct = tuple({cell.pixels_key: cell for cell in reversed(cells)}.values())[::-1]
     contexts = dict.fromkeys(cell.context for cell in distinct)
     settings = tuple(

@@ -20,7 +20,7 @@ from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.heatmap import heatmap
 from lcm_arith.evaluation.page import Facts, page
 from lcm_arith.evaluation.pareto import pareto_png
-from lcm_arith.evaluation.rows import Row
+from lcm_arith.evaluation.rows import Row, others, shown
 from lcm_arith.evaluation.sheets import contact_sheets
 from lcm_arith.evaluation.stats import FEWEST, ROUGH
 from lcm_arith.formats.container import write_bytes
@@ -177,7 +177,8 @@ def notes(result: Result) -> list[str]:
 def verdict(result: Result, row: Row) -> str:
     """One sentence: this cell against the best control of equal NFE."""
     gap = result.against_control(row)
-    where = f"At {row.nfe} UNet passes, λ1={row.l1} and λ2={row.l2}"
+    weights = f"λ1={shown(row.l1, row.l1_schedule)} and λ2={shown(row.l2, row.l2_schedule)}"
+    where = f"At {row.nfe} UNet passes, {', '.join((weights, *others(row)))}"
     if np.isnan(gap.mean):
         return f"{where}: there are no true pictures of these prompts in this style to compare with"
     cell, control = (

@@ -161,6 +161,19 @@ def shown(weight: Decimal, schedule: Schedule) -> str:
     return "/".join(map(str, schedule)) if schedule else str(weight)
 
 
+def others(row: Row) -> tuple[str, ...]:
+    """What a cell is beside λ and steps, in words; of the axes those that are not as usual."""
+    return (
+        *((row.sampler,) if row.sampler != "lcm" else ()),
+        *((f"guidance={row.guidance:g}",) if row.guidance != 1 else ()),
+        *((row.method,) if row.method != "linear" else ()),
+        *((f"rank={row.rank}",) if row.rank is not None else ()),
+        *((f"te={row.te}",) if row.te is not None else ()),
+        *((f"negative={row.context.negative!r}",) if row.context.negative else ()),
+        *((f"edit={row.context.edit!r}",) if row.context.edit else ()),
+    )
+
+
 def mean(schedule: Schedule) -> Decimal:
     """The mean of a schedule, at most six decimals."""
     value = sum(schedule, ZERO) / len(schedule)

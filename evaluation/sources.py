@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
@@ -113,19 +114,6 @@ class Sources:
         told = json.dumps([base.digest, *map(dict, configs)], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()
 
-    def grid_points(self, row: Row) -> int | None:
-        """K that a row's acceleration was distilled on, if its file says so.
-
-        Raises:
-            InvalidContentError: If it says what is no number of points.
-        """
-        if all(mix.accel == NONE for mix in row.mixes):
-            return None
-        said = facts(self.vector(row.accel)).get("grid_points")
-        if said is not None and (type(said) is not int or said < 1):
-            raise InvalidContentError(f"{row.accel}: its header says grid_points {said!r:.60}")
-        return said
-
     def side(self, name: str) -> int:
         """Side of a base's pictures, px; a folder's is read from its configurations."""
         folder = embedded().base if name == EMBEDDED else Path(name)
@@ -166,6 +154,16 @@ class Sources:
         """Defaults of a base's family."""
         return embedded() if base == EMBEDDED else family(_PUBLISHED_LIKE)
 
+    def grid_points(self, row: Row) -> int | None:
+        """K of the acceleration vector that a row is drawn with, where its file says it.
+
+        Raises:
+            InvalidContentError: If that is no number.
+        """
+        if all(mix.accel == NONE for mix in row.mixes):
+            return None
+        return header(row.accel, self.vector(row.accel)).get("grid_points")
+
     def style_set(self, style: str) -> str | None:
         """The shipped picture set that a style of one vector was trained on, if it says so."""
         terms = style_terms(style)
@@ -189,6 +187,25 @@ class Sources:
             check_same_family(named)
             for name, tau in named.items():
                 _check_fits(base, name, tau)
+
+
+_SAID: Final = {"sampler": str, "grid_points": int, "omega": str}
+
+
+def header(name: str, tau: TaskVector) -> dict[str, Any]:
+    """What the file of an acceleration vector says of how it is sampled.
+
+    ``sampler``, ``grid_points`` (K of the distillation) and ``omega``, as far as they are there.
+
+    Raises:
+        InvalidContentError: If one is none of what this package writes.
+    """
+    said = facts(tau)
+    found = {key: said[key] for key in _SAID if key in said}
+    wrong = [key for key, value in found.items() if type(value) is not _SAID[key]]
+    if wrong:
+        raise InvalidContentError(f"{name}: its header says {wrong[0]} {found[wrong[0]]!r:.60}")
+    return found
 
 
 def _folder_digest(folder: Path) -> str:

@@ -11,15 +11,15 @@ from typing import Any, Final
 from lcm_arith.adapters import facts, load
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import pictures
-from lcm_arith.errors import InvalidContentError, UsageError
+from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.lists import parse_schedule
+from lcm_arith.evaluation.sources import header
 from lcm_arith.families import embedded
 
 DOZEN: Final = 12
 _FEW: Final = 4  # steps where a vector accelerates
 _FEW_STEPS: Final = ("lcm", "tcd")  # samplers that are for few
 _FAST: Final = ("acceleration", "combined")
-_SAID: Final = {"sampler": str, "grid_points": int, "omega": str}
 
 
 _NOTES: Final = {
@@ -76,9 +76,9 @@ class Wish:
         if any(not prompt.strip() for prompt in prompts):
             raise UsageError("a prompt is empty", hint="leave it out to draw a dozen captions")
         named = tuple(split_weight(text) for text in vectors)
-        own = {name: facts(load(name)) for name, _ in named if name != NONE}
-        fast = {name: said for name, said in own.items() if said.get("kind") in _FAST}
-        headers = {name: _header(name, said) for name, said in fast.items()}
+        taus = {name: load(name) for name, _ in named if name != NONE}
+        fast = {name: tau for name, tau in taus.items() if facts(tau).get("kind") in _FAST}
+        headers = {name: header(name, tau) for name, tau in fast.items()}
         chosen = sampler or _agreed(headers, "sampler") or ("lcm" if fast else "dpm++")
         family = embedded()
         few = _FEW if chosen in _FEW_STEPS else family.teacher_steps
@@ -153,19 +153,6 @@ def _steps(named: Sequence[tuple[str, str]], asked: int | None, usual: int) -> i
             hint="one λ for all steps, 0.8, or one a step with slashes, 1.2/1.0/0.6",
         )
     return steps
-
-
-def _header(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    """What an acceleration vector's file says of how it is sampled.
-
-    Raises:
-        InvalidContentError: If it is none of what this package writes.
-    """
-    found = {key: said[key] for key in _SAID if key in said}
-    wrong = [key for key, value in found.items() if type(value) is not _SAID[key]]
-    if wrong:
-        raise InvalidContentError(f"{name}: its header says {wrong[0]} {found[wrong[0]]!r:.60}")
-    return found
 
 
 def _agreed(headers: Mapping[str, Mapping[str, Any]], key: str) -> Any:

@@ -1,19 +1,22 @@
 """Cells of every axis, and what is refused before anything heavy is loaded."""
 
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from commands import fails
 from support import random_vector
 
 from lcm_arith import bases, sampling
 from lcm_arith.cli.grid_eval.run import AXES as TOLD
+from lcm_arith.cli.output import print_grid
 from lcm_arith.errors import LcmArithError, UsageError
 from lcm_arith.evaluation.axes import AXES, check_text_encoders, make_cells, parse_axes
 from lcm_arith.evaluation.lists import parse_decimals
 from lcm_arith.evaluation.plan import plain_cells
-from lcm_arith.evaluation.rows import Context, Row
+from lcm_arith.evaluation.rows import Context, Row, keys
 
 D = Decimal
 PROMPTS = ("red fox", "cat")
@@ -155,6 +158,21 @@ def test_te_needs_a_vector_that_changes_a_text_encoder() -> None:
     check_text_encoders(cells("te=0,1", style="noto:0.5+told"), vectors.__getitem__)
     with pytest.raises(UsageError, match="none of lcm, noto changes a text encoder"):
         check_text_encoders(cells("te=0.5"), vectors.__getitem__)
+
+
+def test_the_terminals_table_tells_cells_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    made = cells("rank=none,16", "negative=bad\x1b[2J", "guidance=2", l1="0.8,1.2/0.4", steps="2")
+    measured = dict.fromkeys(("prompt_score", "style_accuracy", "pair_distance"), 0.25)
+    lines = [{**keys(cell), "nfe": 4, "retrieval_top1": None, **measured} for cell in made]
+    margin = {**lines[0], "role": "teacher", "negative": ""}
+    print_grid(SimpleNamespace(cells=pd.DataFrame([margin, *lines])))  # type: ignore[arg-type]
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    words = [line.split() for line in shown.splitlines()]
+    assert words[0][-2:] == ["distance", "rank"]  # all cells have one negative prompt
+    assert [(line[1], line[-1]) for line in words[2:]] == [
+        ("0.8", "0.25"), ("1.2/0.4", "0.25"), ("0.8", "16"), ("1.2/0.4", "16"),
+    ]  # fmt: skip
 
 
 def test_the_command_tells_the_axes_that_there_are() -> None:

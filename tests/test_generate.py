@@ -1,6 +1,8 @@
 """Pictures of prompts: λ per step, negative prompts, and what a vector's file says."""
 
 import json
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,18 @@ import pytest
 import tiny
 import torch
 from commands import fails, run
+from PIL import Image
 from support import random_vector
 
-from lcm_arith.adapters import save
+from lcm_arith.adapters import load, save
 from lcm_arith.errors import InvalidContentError, UsageError
+from lcm_arith.evaluation.axes import make_cells
 from lcm_arith.evaluation.drawing import make_pixels
+from lcm_arith.evaluation.engine import Engine
+from lcm_arith.evaluation.keys import keys_of
 from lcm_arith.evaluation.pngs import read_told
+from lcm_arith.evaluation.sources import Sources
+from lcm_arith.evaluation.store import Store
 from lcm_arith.evaluation.wishes import Wish, header_notes
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.vector import TaskVector
@@ -179,3 +187,22 @@ def test_the_sampler_is_told_the_grid_points(pipeline: Any) -> None:
     assert not np.array_equal(drawn(pipeline, wish(grid_points=7)), plain)
     with pytest.raises(UsageError, match="lcm takes 1 to 2 steps"):
         drawn(pipeline, wish(grid_points=2))
+
+
+def test_a_grids_picture_is_that_of_generate(tmp_cwd: Path) -> None:
+    """λ of both vectors step by step, and 7 grid points that the vector's file asks for."""
+    about = {"kind": "acceleration", "grid_points": 7}
+    save(load("lcm"), "k7.safetensors", about=about)
+    told = run(
+        "generate", "fox", "--vector", "noto:1.2/0.5", "--vector", "k7.safetensors:0.8/1", "--json"
+    )
+    (row,) = make_cells(
+        style="noto", accel="k7.safetensors", defaults=("", ""), l1="1.2/0.5", l2="0.8/1", steps="2"
+    )
+    sources = Sources()
+    store = Store(Path("grid"), keys_of(sources))
+    Engine(store, sources).render([row], [("fox", 0)], lambda rows: None)
+    theirs = Image.open(json.loads(told.stdout)["pictures"][0])
+    assert np.array_equal(store.pixels(row, [("fox", 0)])[0], np.asarray(theirs))
+    assert sources.grid_points(row) == 7
+    assert sources.grid_points(replace(row, l2=Decimal(0), l2_schedule=())) is None

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from lcm_arith.adapters import save
 from lcm_arith.cli import grid_eval
 from lcm_arith.cli.main import app
 from lcm_arith.errors import InvalidContentError
-from lcm_arith.evaluation import grid as evaluation
 from lcm_arith.evaluation.axes import AXES
-from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.engine import Engine
 from lcm_arith.evaluation.recipe import FOLDER, names, read
+from lcm_arith.evaluation.rows import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -29,33 +30,31 @@ COMMANDS = {
 
 
 class Planned(Exception):
-    """The grid that would be drawn."""
+    """The rows that would be drawn."""
 
 
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch: pytest.MonkeyPatch, tmp_cwd: Path) -> None:
-    def plan(grid: Grid, *_: Any, **__: Any) -> None:
-        raise Planned(grid)
+    def plan(engine: Engine, rows: Sequence[Row], *_: Any, **__: Any) -> None:
+        raise Planned(rows)
 
-    monkeypatch.setattr(evaluation, "run_grid", plan)
+    monkeypatch.setattr(Engine, "render", plan)
     layer = {"text_encoder.text_model.encoder.layers.0.mlp.fc1": (512, 128)}
     save(random_vector(2, 2.0, 1, layer), "mine.safetensors")
 
 
-def planned(*arguments: str) -> Grid:
+def planned(*arguments: str) -> list[Row]:
+    """The cells of a command."""
     result = CliRunner().invoke(app, ["grid-eval", *arguments])
     assert isinstance(result.exception, Planned), (result.output, result.exception)
-    (grid,) = result.exception.args
-    assert isinstance(grid, Grid)
-    return grid
+    return [row for row in result.exception.args[0] if row.role == "cell"]
 
 
 @pytest.mark.parametrize("name", names())
 def test_a_recipe_plans_by_the_command_in_its_first_lines(name: str) -> None:
     (command,) = COMMANDS[name]
     assert f"--recipe {name}" in command
-    grid = planned(*shlex.split(command)[1:])
-    assert 3 <= len(grid.cells) <= 40
+    assert 3 <= len(planned(*shlex.split(command)[1:])) <= 40
 
 
 @pytest.mark.parametrize("name", names())
@@ -89,12 +88,12 @@ axes:
 def test_the_command_line_wins(tmp_cwd: Path) -> None:
     Path("mine.yaml").write_text(RECIPE)
     whole = planned("--recipe", "mine.yaml")
-    assert [str(cell.l1) for cell in whole.cells[:4:2]] == ["0.8", "1.1"]
-    styles = dict.fromkeys(cell.context.style for cell in whole.cells)
+    assert [str(cell.l1) for cell in whole[:4:2]] == ["0.8", "1.1"]
+    styles = dict.fromkeys(cell.context.style for cell in whole)
     assert list(styles) == ["noto", "twemoji:0.5,up=0"]
-    assert len(whole.cells) == 2 * 2 * 2 * 2  # with the default λ2
+    assert len(whole) == 2 * 2 * 2 * 2  # with the default λ2
     own = planned("fluent-emoji", "--l1", "1", "--axis", "sampler=dpm++", "--recipe", "mine.yaml")
-    assert {(c.context.style, str(c.l1), c.sampler, c.steps) for c in own.cells} == {
+    assert {(c.context.style, str(c.l1), c.sampler, c.steps) for c in own} == {
         ("fluent-emoji", "1", "dpm++", 2)
     }
 

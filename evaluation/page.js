@@ -120,9 +120,9 @@ const shown = {
   down: axes.length > 0 ? 0 : NONE,
   across: axes.length > 1 ? 1 : NONE,
   panels: axes.length > 2 ? 2 : NONE,
-  picks: axes.map(() => 0),
   open: cells.reduce((best, row) => ((row.chance ?? -1) > (best.chance ?? -1) ? row : best), cells[0]),
 };
+shown.picks = [...shown.open.at];
 const metric = () => metrics[shown.metric];
 const placed = () => [shown.down, shown.across, shown.panels];
 
@@ -157,6 +157,7 @@ function controls() {
 
 const byPlace = new Map(cells.map((row) => [row.at.join(), row]));
 const along = (axis) => (axis === NONE ? [""] : axes[axis].values);
+const MANY = 6; // columns
 let squares = []; // [down][panel · across] of elements, or undefined
 
 function rowAt(down, across, panel) {
@@ -196,14 +197,14 @@ function panel(at, colours, lines) {
       lines[down].push(row && element);
       return element;
     });
-    return make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" }, make("bdi", {}, value)), ...line);
+    return make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" }, make("bdi", { title: value }, value)), ...line);
   });
   const corner = `${shown.down === NONE ? "" : `${axes[shown.down].name} ↓`}${shown.across === NONE ? "" : ` ${axes[shown.across].name} →`}`;
   const head = make("tr", { role: "row" }, make("th", { class: "corner" }, corner),
-    ...across.map((value) => make("th", { scope: "col", role: "columnheader" }, make("bdi", {}, value))));
+    ...across.map((value) => make("th", { scope: "col", role: "columnheader" }, make("bdi", { title: value }, value))));
   const controls = [...new Set(members.map((row) => row.control))].map((n) => rows[n]).filter(Boolean);
   const name = shown.panels === NONE ? "" : axes[shown.panels].spoken[at];
-  return make("figure", {},
+  return make("figure", { class: across.length > MANY ? "many" : undefined },
     make("figcaption", {}, name, make("small", {}, controls.length === 1 ? `control ${short(controls[0].values[metric().key][0])}` : "")),
     make("table", { role: "grid", "aria-label": `${metric().key} ${name}` }, make("thead", {}, head), make("tbody", {}, ...body)));
 }

@@ -81,8 +81,16 @@ function draws(tag, props, ...children) {
 
 // Cells of one base and style that no other one beats in both; equal ones together.
 function front(group, one) {
-  return group.filter((row) => !group.some((other) =>
-    (other.nfe < row.nfe && merit(other, one) >= merit(row, one)) || (other.nfe === row.nfe && merit(other, one) > merit(row, one))));
+  const known = group.filter((row) => defined(merit(row, one))).sort((a, b) => a.nfe - b.nfe || merit(b, one) - merit(a, one));
+  const found = [];
+  let best = -Infinity;
+  for (const row of known) {
+    const last = found.at(-1);
+    const equal = last && last.nfe === row.nfe && merit(last, one) === merit(row, one);
+    if (equal || merit(row, one) > best) found.push(row);
+    best = Math.max(best, merit(row, one));
+  }
+  return found;
 }
 
 function ticks(low, high) {
@@ -123,7 +131,7 @@ function pareto() {
     ...passes.map((nfe) => draws("text", { x: x(nfe), y: height - foot + 20, "text-anchor": "middle" }, nfe)),
     draws("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "UNet passes a picture (NFE)"),
     ...known.filter((row) => row.role === "teacher").flatMap((row) => level(row, left, width, y(valueOf(row, one)))),
-    ...fronts(marks),
+    ...fronts(marks, width),
     ...marks.map((mark) => mark.element),
   );
   if (marks.length) marks[0].element.setAttribute("tabindex", 0);
@@ -156,12 +164,12 @@ function beside(points, at, pitch, y, one) {
 }
 
 // A staircase for each base and style.
-function fronts(marks) {
+function fronts(marks, width) {
   const of = marks.filter((mark) => mark.row.at);
   return [...new Set(of.map((mark) => mark.row.group))].map((group) => {
     const on = front(of.filter((mark) => mark.row.group === group).map((mark) => mark.row), metric());
     const steps = of.filter((mark) => on.includes(mark.row)).map((mark, n) => (n ? `H${mark.x}V${mark.y}` : `M${mark.x} ${mark.y}`));
-    return draws("path", { class: "front", d: steps.join("") });
+    return draws("path", { class: "front", d: `${steps.join("")}${steps.length ? `H${width}` : ""}` });
   });
 }
 

@@ -26,7 +26,7 @@ def front(table: pd.DataFrame, metric: str) -> pd.Series:
     Returns:
         The column ``pareto``: True or False for cells, None for other rows.
     """
-    found = pd.Series(None, table.index, dtype=object, name="pareto")
+    found = pd.Series([None] * len(table), table.index, dtype=object, name="pareto")
     merits, passes = tables.merit(table, metric), table["nfe"].to_numpy(int)
     groups, cell = np.array(tables.groups(table)), (table["role"] == "cell").to_numpy()
     for group in np.unique(groups[cell]):
@@ -93,9 +93,9 @@ def _points(axes: Any, rows: pd.DataFrame, metric: str, label: str, **look: Any)
 
 
 def _fronts(axes: Any, cells: pd.DataFrame, metric: str) -> None:
-    on = cells[cells["front"].to_numpy(bool)]
+    on, end = cells[cells["front"].to_numpy(bool)], cells["x"].max()
     lines = on.assign(group=tables.groups(on)).groupby("group", sort=False)
     for number, (_, line) in enumerate(lines):
         label = "_" if number else "no other cell beats these in both"
-        axes.step(line["x"], line[metric], where="post", color="#111827", linewidth=1.2,
-                  label=label, zorder=1)  # fmt: skip
+        x, y = [*line["x"], end], [*line[metric], line[metric].iloc[-1]]
+        axes.step(x, y, where="post", color="#111827", linewidth=1.2, label=label, zorder=1)

@@ -277,7 +277,7 @@ def test_the_columns_of_a_grid_are_the_intervals_of_its_rows() -> None:
     assert tuple(table)[: len(CELL_COLUMNS)] == CELL_COLUMNS
     assert tuple(table)[len(CELL_COLUMNS) :] == (
         *(f"{name}_{end}" for name in PICTURE_METRICS for end in ("lo", "hi")),
-        "p_best", "in_best_set",
+        "p_best", "in_best_set", "pareto",
     )  # fmt: skip
     for line, row in zip(table.to_dict("records"), result.rows, strict=True):
         mean, low, high = intervals(per_prompt(result.metric(row, "prompt_score"))[:, None])[0]

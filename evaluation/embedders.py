@@ -168,7 +168,9 @@ def load_clip(folder: Path, *, option: str = "--clip", device: str = "cpu") -> C
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    found = _checked(folder, option, ("clip",), "a CLIP model, such as openai/clip-vit-large-patch14")
+    found = _checked(
+        folder, option, ("clip",), "a CLIP model, such as openai/clip-vit-large-patch14"
+    )
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
         raise InvalidContentError(
             f"{option} {folder}: has no tokenizer (tokenizer.json, or vocab.json and merges.txt)",
@@ -229,7 +231,11 @@ def load_aesthetic(path: Path) -> Aesthetic:
     )
     ends = [weight.shape[0] for weight, _ in layers]
     starts = [weight.shape[1] for weight, _ in layers if weight.ndim == 2]
-    if starts[1:] != ends[:-1] or ends[-1] != 1 or [b.shape for _, b in layers] != [(n,) for n in ends]:
+    if (
+        starts[1:] != ends[:-1]
+        or ends[-1] != 1
+        or [b.shape for _, b in layers] != [(n,) for n in ends]
+    ):
         raise InvalidContentError(
             f"{option}: its layers do not fit one another, "
             f"{', '.join(str(list(weight.shape)) for weight, _ in layers)}"
@@ -288,9 +294,7 @@ def _checked(folder: Path, option: str, kinds: Sequence[str], wanted: str) -> _F
     return _Found(folder, kind, files, preprocessing)
 
 
-def _loaded(
-    cls: Any, folder: Path, option: str, device: str, unused: tuple[str, ...] = ()
-) -> Any:
+def _loaded(cls: Any, folder: Path, option: str, device: str, unused: tuple[str, ...] = ()) -> Any:
     """A model in float32 whose every layer that is used has values in the files."""
     try:
         with _quietly():

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lcm_arith.evaluation.engine import Counters
-from lcm_arith.evaluation.metrics import PICTURE_METRICS, names
+from lcm_arith.evaluation.metrics import names
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.rows import Row, keys
 from lcm_arith.evaluation.stats import Interval, paired
@@ -35,6 +35,7 @@ CELL_COLUMNS: Final = (
     "n_failed",
     "partial",
     "nfe_run",
+    *names(since=3),
 )
 IMAGE_COLUMNS: Final = (
     *KEY_COLUMNS,
@@ -42,11 +43,13 @@ IMAGE_COLUMNS: Final = (
     "seed",
     "path",
     "sha256",
-    *PICTURE_METRICS,
+    *names(per="picture", since=1),
+    *names(per="picture", since=2),
     "defect",
     *MORE_KEYS,
     "status",
     "nfe_run",
+    *names(per="picture", since=3),
 )
 
 

@@ -65,7 +65,9 @@ def load_judges(
     """The judges of the options of these names, before anything is drawn.
 
     Args:
-        clip, dino, pickscore: Folders on this machine; nothing is downloaded.
+        clip: Folder on this machine; nothing is downloaded.
+        dino: Likewise.
+        pickscore: Likewise.
         aesthetic: File.
         store: Folder of the embeddings; None keeps them in memory.
         device: Where they compute.
@@ -77,7 +79,7 @@ def load_judges(
     """
     if aesthetic is not None and clip is None:
         raise UsageError(
-            f"--aesthetic {aesthetic}: reads the embeddings of CLIP ViT-L/14, and there is no --clip",
+            f"--aesthetic {aesthetic}: reads embeddings of CLIP ViT-L/14, and there is no --clip",
             hint="give its folder with --clip DIR",
         )
     head = load_aesthetic(aesthetic) if aesthetic else None

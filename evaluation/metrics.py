@@ -16,7 +16,6 @@ from lcm_arith.evaluation.pixels import Values
 from lcm_arith.evaluation.references import References
 from lcm_arith.evaluation.sample import Sample
 
-
 Better = Literal["high", "low", "one", "zero", "teacher", "none"]
 """Which values are better; ``teacher``: those near the teacher's own."""
 Needs = Literal["nothing", "caption", "truth", "teacher", "references", "unstyled"]
@@ -62,9 +61,7 @@ def _judged(name: str, *, judge: Judge = "clip", **said: Any) -> Metric:
 
 
 def _true(name: str, *, judge: Judge = "embedded", **said: Any) -> Metric:
-    return Metric(
-        name, lambda s: s.judged[name], "picture", "truth", judge=judge, since=1, **said
-    )
+    return Metric(name, lambda s: s.judged[name], "picture", "truth", judge=judge, since=1, **said)
 
 
 def _newer(name: str, needs: Needs, better: Better, judge: Judge, meaning: str, source: str,
@@ -252,8 +249,12 @@ _INSTEAD: Final = {"fid": "cmmd_u", "kid": "cmmd_u", "lpips": "teacher_distance"
                    "clipscore": "prompt_score"}  # fmt: skip
 
 
-def choose(text: str) -> tuple[str, ...]:
+def choose(text: str, option: str = "--metrics") -> tuple[str, ...]:
     """Metrics that a comma-separated list names, in the order of the table.
+
+    Args:
+        text: The list.
+        option: What the errors call it.
 
     Raises:
         UsageError: If a name is unknown, or that of a metric that is refused.
@@ -262,13 +263,13 @@ def choose(text: str) -> tuple[str, ...]:
     for name in asked:
         if name.lower() in REFUSED:
             raise UsageError(
-                f"--metrics {name}: {REFUSED[name.lower()]}",
+                f"{option} {name}: {REFUSED[name.lower()]}",
                 hint=f"take {_INSTEAD[name.lower()]} instead",
             )
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, 3)
             raise UsageError(
-                f"--metrics {name!r}: no such metric",
+                f"{option} {name!r}: no such metric",
                 hint=f"did you mean {', '.join(near)}?" if near else f"one of {', '.join(METRICS)}",
             )
     return tuple(name for name in METRICS if name in asked)

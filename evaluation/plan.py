@@ -97,6 +97,12 @@ class Grid:
         """The setting of a row."""
         return next(s for s in self.settings if s.context == row.context)
 
+    def unstyled(self, row: Row) -> Row:
+        """The row that draws the same without the style vector; the base where there is none."""
+        wanted = replace(row, l1=ZERO, l1_schedule=()).pixels_key
+        same = (other for other in self.rows if other.pixels_key == wanted)
+        return next(same, self.of(row).base)
+
     def parts(self) -> tuple[Grid, ...]:
         """The grid of each base and style, whose cells are compared with one another."""
         groups = dict.fromkeys(setting.context.group for setting in self.settings)

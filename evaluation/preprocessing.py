@@ -52,7 +52,8 @@ class Preprocessing:
         """uint8 ``[n, H, W, 3]`` as float32 ``[n, 3, h, w]``."""
         fitted = np.stack([self._fitted(picture) for picture in pixels])
         levels = fitted.astype(np.float32) * np.float32(self.factor)
-        normal = (levels - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = (np.array(values, np.float32) for values in (self.mean, self.std))
+        normal = (levels - mean) / std
         return np.ascontiguousarray(np.moveaxis(normal, -1, 1))
 
     def _fitted(self, picture: Pixels) -> Pixels:

@@ -187,7 +187,8 @@ class Sample:
         between = np.repeat(sums / (self.seeds * (self.seeds - 1)), self.seeds)
         room = 1 - between
         some = room > _NO_ROOM
-        return np.where(some, (self.teacher_dino - between) / np.where(some, room, 1), np.nan)
+        share = (self.teacher_dino - between) / np.where(some, room, 1)
+        return np.where(some, share, np.nan)
 
     # --- style references ---
 

@@ -70,6 +70,7 @@ class Result:
         left_out: Cells that lack a picture, and are not among the rows → why: ``nan``, ``error``
             or ``missing``.
         left_lines: Their lines for the table.
+        empty: What keeps metrics empty, in words.
     """
 
     grid: Grid
@@ -83,6 +84,7 @@ class Result:
     counters: Counters
     left_out: Mapping[Row, str] = field(default_factory=dict)
     left_lines: pd.DataFrame = field(default_factory=pd.DataFrame)
+    empty: tuple[str, ...] = ()
 
     def metric(self, row: Row, name: str) -> np.ndarray:
         """One metric of a row, ``[prompts, seeds]``."""

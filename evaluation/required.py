@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.judges import Judges
-from lcm_arith.evaluation.metrics import METRICS, Metric, choose
+from lcm_arith.evaluation.metrics import METRICS, Metric
 from lcm_arith.evaluation.mmd import FEWEST
 from lcm_arith.evaluation.plan import Grid, Setting
 from lcm_arith.evaluation.references import References
 from lcm_arith.evaluation.sample import FEWEST_REFERENCES
 
+Held = Mapping[str, References]
 _GIVE: Final = {
     "clip": "--clip DIR",
     "dino": "--dino DIR",
@@ -26,9 +27,7 @@ _NEED_MEAN: Final = ("style_cos", "style_gain")
 _NEED_SETS: Final = ("cmmd_u", "cmmd_n")
 
 
-def lacking(
-    metric: Metric, setting: Setting, grid: Grid, judges: Judges, references: References | None
-) -> str:
+def lacking(metric: Metric, setting: Setting, grid: Grid, judges: Judges, references: Held) -> str:
     """What keeps a metric empty in a setting, and what to do; "" where nothing does.
 
     Args:
@@ -36,12 +35,13 @@ def lacking(
         setting: Of the grid.
         grid: The plan.
         judges: Of all bases.
-        references: Those of ``--style-refs``, None without.
+        references: Base → those of ``--style-refs``; empty without.
     """
     here = judges.on(setting.context.base)
     shown = [p for p in map(setting.context.text, grid.prompts) if p in pictures.by_caption()]
     true = bool(setting.target_sets and shown)
-    held = len(references.pixels) if references else None
+    own = references.get(setting.context.base)
+    held = len(own.pixels) if own else None
     reasons = (
         (metric.judge in _GIVE and getattr(here, metric.judge) is None, _GIVE.get(metric.judge)),
         (metric.needs == "truth" and not true, "a style, and captions, of which pictures ship"),
@@ -58,9 +58,7 @@ def lacking(
     return next((what or "" for applies, what in reasons if applies), "")
 
 
-def empty(
-    names: Collection[str], grid: Grid, judges: Judges, references: References | None
-) -> Iterator[str]:
+def empty(names: Collection[str], grid: Grid, judges: Judges, references: Held) -> Iterator[str]:
     """One line for each thing that is lacking: the metrics it empties, where, and what to give."""
     lines: dict[tuple[str, tuple[str, str]], list[str]] = {}
     for setting in grid.settings:
@@ -72,31 +70,27 @@ def empty(
         yield f"{', '.join(held)} of {style} on {base}: needs {what}"
 
 
-def expected(chosen: str | None) -> tuple[str, ...]:
-    """Metrics whose absence is told: those named, else those that CLIP judges from two pictures.
+def expected(chosen: Collection[str]) -> tuple[str, ...]:
+    """Metrics whose absence is told: those chosen; of all, those that CLIP has of any two pictures.
 
     Args:
-        chosen: ``--metrics``.
+        chosen: Names of metrics that are computed.
     """
-    if chosen is not None:
-        return choose(chosen)
+    if len(set(chosen)) < len(METRICS):
+        return tuple(chosen)
     usual = (m for m in METRICS.values() if m.judge == "clip" and m.name not in _NEED_SETS)
     return tuple(m.name for m in usual if m.needs in ("caption", "teacher"))
 
 
-def require(
-    text: str, grid: Grid, judges: Judges, references: References | None = None
-) -> tuple[str, ...]:
-    """The metrics of ``--require-metric``, a list with commas, where all of them can be had.
+def require(names: Collection[str], grid: Grid, judges: Judges, references: Held) -> None:
+    """Raises unless every metric of ``--require-metric`` can be computed in all of a grid.
 
     Raises:
-        UsageError: If a name is unknown, or one stays empty in any setting of the grid.
+        UsageError: If one stays empty in a setting.
     """
-    names = choose(text, "--require-metric")
     lines = list(empty(names, grid, judges, references))
     if lines:
         raise UsageError(
             "--require-metric: cannot be computed\n" + "\n".join(f"  {line}" for line in lines),
             hint="give what is needed, or do not require it",
         )
-    return names

@@ -36,7 +36,8 @@ class Sample:
         judges: Of this base.
         references: Of the style; None leaves the metrics that need them NaN.
         teacher: The same prompts and seeds by the teacher; None measures the teacher itself.
-        unstyled: The same without the style vector; None measures such pictures themselves.
+        unstyled: Gives ``style_cos`` of the same without the style vector; None where these are
+            such pictures.
     """
 
     pixels: Pixels
@@ -45,7 +46,7 @@ class Sample:
     judges: Judges
     references: References | None = None
     teacher: Sample | None = None
-    unstyled: Sample | None = None
+    unstyled: Callable[[], Values] | None = None
     _rows: dict[str, Rows] = field(default_factory=dict)
 
     @cached_property
@@ -207,7 +208,7 @@ class Sample:
     @property
     def style_gain(self) -> Values:
         """:attr:`style_cos` minus that without the style vector."""
-        return self.style_cos - (self.unstyled or self).style_cos
+        return self.style_cos - (self.unstyled() if self.unstyled else self.style_cos)
 
     @property
     def ref_nn_cos(self) -> Values:

@@ -90,7 +90,8 @@ def parse(typed: Typed, sources: Sources) -> Manifest:
         grid, best_by=typed.best_by, baseline=typed.baseline, noninferior=typed.noninferior,
         confirm=typed.confirm,
     )  # fmt: skip
-    metrics = tuple(name for name in METRICS if name in (*chosen, *asked.metrics))
+    wanted = {*chosen, *asked.metrics, *typed.tools.required}
+    metrics = tuple(name for name in METRICS if name in wanted)
     return Manifest(
         grid, asked, typed.how, replace(typed.tools, metrics=metrics), typed.csv, typed.argv
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lcm_arith.evaluation.engine import Counters
-from lcm_arith.evaluation.metrics import PICTURE_METRICS, names
+from lcm_arith.evaluation.metrics import names
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.rows import Row, keys
 from lcm_arith.evaluation.stats import Interval, paired
@@ -35,6 +35,7 @@ CELL_COLUMNS: Final = (
     "n_failed",
     "partial",
     "nfe_run",
+    *names(since=3),
 )
 IMAGE_COLUMNS: Final = (
     *KEY_COLUMNS,
@@ -42,11 +43,13 @@ IMAGE_COLUMNS: Final = (
     "seed",
     "path",
     "sha256",
-    *PICTURE_METRICS,
+    *names(per="picture", since=1),
+    *names(per="picture", since=2),
     "defect",
     *MORE_KEYS,
     "status",
     "nfe_run",
+    *names(per="picture", since=3),
 )
 
 
@@ -67,6 +70,7 @@ class Result:
         left_out: Cells that lack a picture, and are not among the rows → why: ``nan``, ``error``
             or ``missing``.
         left_lines: Their lines for the table.
+        empty: What keeps metrics empty, in words.
     """
 
     grid: Grid
@@ -80,6 +84,7 @@ class Result:
     counters: Counters
     left_out: Mapping[Row, str] = field(default_factory=dict)
     left_lines: pd.DataFrame = field(default_factory=pd.DataFrame)
+    empty: tuple[str, ...] = ()
 
     def metric(self, row: Row, name: str) -> np.ndarray:
         """One metric of a row, ``[prompts, seeds]``."""

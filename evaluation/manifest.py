@@ -50,6 +50,7 @@ class Tools:
         metrics: Names.
         style_refs: Folder of the style's pictures.
         clip, dino, pickscore, aesthetic: Of the judges, folders and a file.
+        required: Metrics without which nothing is drawn.
     """
 
     metrics: tuple[str, ...] = tuple(METRICS)
@@ -58,6 +59,7 @@ class Tools:
     dino: Path | None = None
     pickscore: Path | None = None
     aesthetic: Path | None = None
+    required: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ def _as_json(manifest: Manifest) -> dict[str, Any]:
 
 def _of_json(told: dict[str, Any]) -> Manifest:
     asked, tools = told["asked"], told["tools"]
-    paths = {name: value and Path(value) for name, value in tools.items() if name != "metrics"}
+    lists = ("metrics", "required")
+    paths = {name: value and Path(value) for name, value in tools.items() if name not in lists}
     return Manifest(
         grid=from_json(told["plan"]),
         asked=Asked(
@@ -166,7 +169,7 @@ def _of_json(told: dict[str, Any]) -> Manifest:
             confirm=asked["confirm"],
         ),
         how=How(**told["how"]),
-        tools=Tools(metrics=tuple(tools["metrics"]), **paths),
+        tools=Tools(metrics=tuple(tools["metrics"]), required=tuple(tools["required"]), **paths),
         csv=told["csv"] and Path(told["csv"]),
         argv=tuple(told["argv"]),
         confirmed=tuple(map(from_json, told["confirmed"])),

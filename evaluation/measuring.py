@@ -4,30 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, partial
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from lcm_arith.embedded.probe import load_judge, load_probe
+from lcm_arith.embedded.probe import load_probe
 from lcm_arith.errors import NotFoundError
 from lcm_arith.evaluation.best import score
 from lcm_arith.evaluation.engine import Counters
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, named
+from lcm_arith.evaluation.judges import Judges
 from lcm_arith.evaluation.metrics import (
     BETTER,
     METRICS,
     PICTURE_METRICS,
-    Sample,
     deciding,
     measure,
 )
 from lcm_arith.evaluation.pixels import OK as NO_DEFECT
-from lcm_arith.evaluation.pixels import defects
+from lcm_arith.evaluation.pixels import Values, defects
 from lcm_arith.evaluation.plan import Grid, Setting
 from lcm_arith.evaluation.references import References, true_references
+from lcm_arith.evaluation.required import empty, expected
 from lcm_arith.evaluation.rows import Row
+from lcm_arith.evaluation.sample import Sample
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.store import OK, Picture, Store
 from lcm_arith.evaluation.yardstick import Yardstick, cell_means
@@ -63,6 +65,7 @@ class Measuring:
     Args:
         grid: The plan.
         store: Of its pictures.
+        judges: Of all bases.
         references: Base → pictures of the style; others take the drawings of their target sets.
         chosen: Metrics that are computed; the columns of others stay empty.
         failed: Rows that could not be drawn → why.
@@ -70,14 +73,10 @@ class Measuring:
 
     grid: Grid
     store: Store
+    judges: Judges = field(default_factory=Judges)
     references: Mapping[str, References] = field(default_factory=dict)
     chosen: Collection[str] = tuple(METRICS)
     failed: Mapping[Row, str] = field(default_factory=dict)
-
-    @cached_property
-    def judges(self) -> tuple[Any, Any]:
-        """Judge and probe."""
-        return load_judge(), load_probe()
 
     def status(self, row: Row) -> str:
         """``ok``, or why the row is not measured."""
@@ -98,18 +97,37 @@ class Measuring:
             NotFoundError: If the teacher's pictures are not there.
         """
         drawn = tuple(map(setting.context.text, self.grid.prompts))
-        yardstick = Yardstick(*self.judges, setting.target_sets, setting.style_set, drawn)
+        judges = self.judges.on(setting.context.base)
+        yardstick = Yardstick(
+            judges.embedded.judge, load_probe(), setting.target_sets, setting.style_set, drawn
+        )
         own = self.references.get(setting.context.base)
         held = own or true_references(setting.target_sets, drawn)
         pixels = Pixels(self.store, self.grid)
-        teacher = Sample(pixels[setting.teacher], drawn, yardstick, held)
+        teacher = Sample(pixels[setting.teacher], drawn, yardstick, judges, held)
+
+        @cache
+        def style_cos(row: Row) -> Values:
+            return sample(row).style_cos
 
         def sample(row: Row) -> Sample:
+            plain = self._unstyled(row, setting)
+            unstyled = partial(style_cos, plain) if plain != row else None
             if row == setting.teacher:
+                teacher.unstyled = unstyled
                 return teacher
-            return Sample(pixels[row], drawn, yardstick, held, teacher)
+            return Sample(pixels[row], drawn, yardstick, judges, held, teacher, unstyled)
 
         return sample
+
+    def empty(self) -> tuple[str, ...]:
+        """What keeps metrics empty that one would expect, one line each."""
+        names = expected(self.chosen)
+        return tuple(empty(names, self.grid, self.judges, self.references))
+
+    def _unstyled(self, row: Row, setting: Setting) -> Row:
+        found = self.grid.unstyled(row)
+        return found if self.status(found) == OK else setting.base
 
     def margins(self, setting: Setting, sample: Callable[[Row], Sample]) -> tuple[Row, ...]:
         """Base, teacher, and the best control of each NFE.
@@ -165,6 +183,7 @@ def measured(
         counters,
         left,
         pd.DataFrame([lines.left(*each) for each in left.items()], columns=list(CELL_COLUMNS)),
+        measuring.empty(),
     )
 
 

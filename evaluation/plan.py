@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,6 +97,15 @@ class Grid:
     def of(self, row: Row) -> Setting:
         """The setting of a row."""
         return next(s for s in self.settings if s.context == row.context)
+
+    def unstyled(self, row: Row) -> Row:
+        """The row that draws the same without the style vector; the base where there is none."""
+        wanted = replace(row, l1=ZERO, l1_schedule=()).pixels_key
+        return self._by_pixels.get(wanted, self.of(row).base)
+
+    @cached_property
+    def _by_pixels(self) -> dict[Any, Row]:
+        return {row.pixels_key: row for row in reversed(self.rows)}
 
     def parts(self) -> tuple[Grid, ...]:
         """The grid of each base and style, whose cells are compared with one another."""

@@ -164,6 +164,7 @@ def notes(result: Result) -> list[str]:
     ]
     if len(untrue) < len(contexts) and result.unknown_prompts:
         found.append(f"no true pictures of {', '.join(map(repr, result.unknown_prompts))}")
+    found += [f"empty: {line}" for line in result.empty]
     if result.cut_prompts:
         found.append(f"too long, their ends are not read: {', '.join(result.cut_prompts)}")
     count = len(grid.prompts)

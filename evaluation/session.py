@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lcm_arith.evaluation import manifest as manifests
 from lcm_arith.evaluation.engine import Counters
 from lcm_arith.evaluation.findings import Answer, answer
 from lcm_arith.evaluation.grid import Result
+from lcm_arith.evaluation.judges import Judges, load_judges
 from lcm_arith.evaluation.keys import keys_of
 from lcm_arith.evaluation.manifest import Manifest
 from lcm_arith.evaluation.measuring import MISSING, Measuring, OnStage, measured
@@ -25,6 +27,7 @@ from lcm_arith.evaluation.mixing import terms
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.references import References, read_references
 from lcm_arith.evaluation.report import write_report
+from lcm_arith.evaluation.required import require
 from lcm_arith.evaluation.running import draw_grid
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.store import Store
@@ -78,6 +81,15 @@ class Session:
     sources: Sources
     on_stage: OnStage
 
+    @cached_property
+    def judges(self) -> Judges:
+        """Of all bases; their embeddings are kept in the folder."""
+        tools = self.manifest.tools
+        return load_judges(
+            clip=tools.clip, dino=tools.dino, pickscore=tools.pickscore,
+            aesthetic=tools.aesthetic, store=self.folder / "embeddings", device=self.sources.device,
+        )  # fmt: skip
+
     def run(self) -> Concluded:
         """Draws what is missing, measures, and writes everything.
 
@@ -87,6 +99,8 @@ class Session:
             StorageError: If the disk refuses.
         """
         references = self._references()
+        tools = self.manifest.tools
+        require(tools.required, self.manifest.grid, self.judges, references)
         grids: list[Grid] = []
         total = Counters()
 
@@ -137,7 +151,7 @@ class Session:
     def _measured(
         self, grid: Grid, store: Store, references: Mapping[str, References], counters: Counters
     ) -> Result:
-        measuring = Measuring(grid, store, references, self.manifest.tools.metrics)
+        measuring = Measuring(grid, store, self.judges, references, self.manifest.tools.metrics)
         return measured(measuring, self.sources, counters, self.on_stage)
 
     def store(self) -> Store:
@@ -165,6 +179,7 @@ class Session:
             "style_refs": {p.name: sha256(p) for p in sorted(refs.iterdir()) if p.is_file()}
             if refs
             else {},
+            "judges": self.judges.digests(),
         }
 
     def _written(self, told: Manifest, result: Result, answers: tuple[Answer, ...]) -> Concluded:

@@ -65,8 +65,11 @@ class Yardstick:
         known = [concept.caption for concept in pictures.concepts()]
         self._captions = list(dict.fromkeys([*known, *self.prompts]))
         self._shipped = len(known)
-        self._caption_embeddings = self.judge.embed_captions(self._captions)
         self._true = {p: t for p in self.prompts if (t := self._true_pictures(p)) is not None}
+
+    @cached_property
+    def _caption_embeddings(self) -> np.ndarray:
+        return self.judge.embed_captions(self._captions)
 
     def _true_pictures(self, prompt: str) -> TruePictures | None:
         concept = pictures.by_caption().get(prompt)
@@ -96,20 +99,23 @@ class Yardstick:
             Metric → ``[n]``, NaN where it is not defined, and embeddings ``[n, d]``.
         """
         e = self.judge.embed_pictures(pixels)
-        return self.metrics_of(pixels, e, prompts, e if teacher is None else teacher), e
-
-    def metrics_of(
-        self, pixels: np.ndarray, e: np.ndarray, prompts: Sequence[str], teacher: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """The same from the judge's embeddings of the pictures and the teacher's, ``[n, d]``."""
         own = np.array([self._captions.index(prompt) for prompt in prompts])
         cosines = e @ self._caption_embeddings.T  # [n, captions]
         score = cosines[np.arange(len(e)), own]
         rivals = cosines[:, : self._shipped].max(axis=1)
-        truths = [self._true.get(prompt) for prompt in prompts]
         return {
             "prompt_score": score,
             "retrieval_top1": (score >= rivals).astype(float),
+            "teacher_distance": distance(e, e if teacher is None else teacher),
+            **self.true_metrics(pixels, e, prompts),
+        }, e
+
+    def true_metrics(
+        self, pixels: np.ndarray, e: np.ndarray, prompts: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Those that need true pictures, from the judge's embeddings ``[n, d]``."""
+        truths = [self._true.get(prompt) for prompt in prompts]
+        return {
             "style_accuracy": self._style_named(e),
             "pair_distance": np.array(
                 [
@@ -117,7 +123,6 @@ class Yardstick:
                     for t, row in zip(truths, e, strict=True)
                 ]
             ),
-            "teacher_distance": _distance(e, teacher),
             "sharp_ratio": sharpness(pixels)
             / np.array([t.sharpness if t else np.nan for t in truths]),
         }
@@ -145,7 +150,7 @@ class Yardstick:
         return float(ours / np.mean([self._true[p].diversity for p, _ in known]))
 
 
-def _distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """1 − cosine of unit rows, ``[n]``; float32 rounding does not make it negative."""
     return np.asarray(np.maximum(1 - (first * second).sum(axis=1), 0))
 

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lcm_arith.embedded import pictures
-from lcm_arith.embedded.probe import load_judge, load_probe, sharpness
+from lcm_arith.embedded.probe import load_probe, sharpness
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
 from lcm_arith.evaluation import mmd
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, MORE_KEYS
-from lcm_arith.evaluation.metrics import DECIDING, METRICS, Better, Sample, choose, measure
+from lcm_arith.evaluation.judges import Judges
+from lcm_arith.evaluation.metrics import DECIDING, METRICS, Better, choose, measure
 from lcm_arith.evaluation.references import References, read_references, true_references
 from lcm_arith.evaluation.report import csv_bytes
+from lcm_arith.evaluation.sample import Sample
 from lcm_arith.evaluation.yardstick import Yardstick, cell_means
 
 Pixels = NDArray[np.uint8]
@@ -55,14 +57,14 @@ WORDS: dict[Better, str] = {
     "one": "near 1",
     "zero": "near 0",
     "teacher": "near the teacher's",
+    "none": "",
 }
 
 
 def test_the_page_holds_the_table() -> None:
-    rows = [("column", "of", "compared with", "tier", "definition", "better", "source")]
+    rows = [("column", "of", "compared with", "judge", "definition", "better", "source")]
     for m in METRICS.values():
-        tier, better = str(m.tier), WORDS[m.better]
-        rows.append((f"`{m.name}`", m.per, m.needs, tier, m.meaning, better, m.source))
+        rows.append((f"`{m.name}`", m.per, m.needs, m.judge, m.meaning, WORDS[m.better], m.source))
     assert tables.markdown(rows) in DOCS.read_text(encoding="utf-8")
 
 
@@ -195,11 +197,12 @@ CAPTIONS = ("fox", "a thing nobody drew")
 
 @pytest.fixture(scope="module")
 def of() -> Callable[..., Sample]:
-    yardstick = Yardstick(load_judge(), load_probe(), ("noto",), "noto", CAPTIONS)
+    judges = Judges().on("emoji")
+    yardstick = Yardstick(judges.embedded.judge, load_probe(), ("noto",), "noto", CAPTIONS)
     references = true_references(("noto",), CAPTIONS)
 
     def sample(shown: Pixels, teacher: Sample | None = None) -> Sample:
-        return Sample(shown, CAPTIONS, yardstick, references, teacher)
+        return Sample(shown, CAPTIONS, yardstick, judges, references, teacher)
 
     return sample
 

@@ -86,15 +86,15 @@ def pipeline(kind: str, seed: int = 0, **unet: Any) -> Any:
     row = _TABLE[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer = _tokenizer(row.pad)
+        tokenizer = clip_tokenizer(row.pad)
         parts: dict[str, Any] = {
             "unet": diffusers.UNet2DConditionModel(**{**_UNET, **row.unet, **unet}),
             "vae": diffusers.AutoencoderKL(**_VAE, scaling_factor=0.18215),
-            "text_encoder": CLIPTextModel(_text_config(tokenizer, WIDTH)),
+            "text_encoder": CLIPTextModel(clip_text_config(tokenizer)),
         }
         if kind == "sdxl":
-            second = _tokenizer("!")
-            config = _text_config(second, WIDTH_2)
+            second = clip_tokenizer("!")
+            config = clip_text_config(second, WIDTH_2)
             parts["text_encoder_2"] = CLIPTextModelWithProjection(config)
         for part in parts.values():
             _shake(part.eval())
@@ -151,7 +151,7 @@ def _scheduler(kind: str, options: dict[str, Any]) -> Any:
     )
 
 
-def _tokenizer(pad: str) -> Any:
+def clip_tokenizer(pad: str = _EOS) -> Any:
     """CLIP's byte pairs with few merges; the published ones pad with the end, or with ``!``."""
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -169,7 +169,8 @@ def _tokenizer(pad: str) -> Any:
     )
 
 
-def _text_config(tokenizer: Any, width: int) -> Any:
+def clip_text_config(tokenizer: Any, width: int = WIDTH) -> Any:
+    """Of a small text encoder."""
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(

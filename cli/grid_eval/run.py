@@ -98,15 +98,38 @@ def command(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Pictures of the style, for color_swd and texture_swd.",
+            help="Pictures of the style, for color_swd, texture_swd and style_cos.",
             show_default="the style's own drawings",
         ),
+    ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="CLIP that judges prompts, styles and sets: a folder of transformers'.",
+            show_default="the embedded judge, on the embedded base",
+        ),
+    ] = None,
+    dino: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="DINOv2, for teacher_dino, teacher_rel and ref_nn_cos."),
+    ] = None,
+    pickscore: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="PickScore, for pickscore.")
+    ] = None,
+    aesthetic: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="LAION's head on the --clip ViT-L/14, for aesthetic."),
     ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,…", help="Compute only these (docs/metrics.md).", show_default="all"
         ),
+    ] = None,
+    require_metric: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,…", help="Draw nothing if one of these cannot be computed."),
     ] = None,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder; an earlier grid there is continued.")
@@ -161,6 +184,7 @@ def command(
     """
     from lcm_arith.evaluation.asking import Typed, parse
     from lcm_arith.evaluation.manifest import How, Tools
+    from lcm_arith.evaluation.metrics import choose
     from lcm_arith.evaluation.recipe import read
     from lcm_arith.evaluation.session import Session
     from lcm_arith.evaluation.sources import Sources
@@ -170,11 +194,15 @@ def command(
     named += ["base"] if base is not None else []
     axes = read(recipe).axes_beside(axis or [], named) if recipe else axis or []
     how = How(dtype.value, str(found_device(device)), fast)
+    tools = Tools(
+        style_refs=style_refs, clip=clip, dino=dino, pickscore=pickscore, aesthetic=aesthetic,
+        required=choose(require_metric, "--require-metric") if require_metric is not None else (),
+    )  # fmt: skip
     typed = Typed(
         style=style, accel=accel, defaults=options.pair(None, None), l1=l1, l2=l2, steps=steps,
         axes=axes, base=None if base is None else str(base), prompts=prompts, part=part.value,
         seeds=seeds, metrics=metrics, best_by=best_by, baseline=baseline, noninferior=noninferior,
-        confirm=confirm, out=out, csv=csv, how=how, tools=Tools(style_refs=style_refs),
+        confirm=confirm, out=out, csv=csv, how=how, tools=tools,
         argv=tuple(sys.argv[1:]),
     )  # fmt: skip
     options.writable_folder(out)

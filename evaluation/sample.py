@@ -225,4 +225,5 @@ class Sample:
 
 
 def _cosines(first: Rows, second: Rows) -> Values:
-    return np.einsum("nd,nd->n", first.astype(float), second.astype(float))
+    cosines: Values = np.einsum("nd,nd->n", first.astype(float), second.astype(float))
+    return cosines

@@ -185,6 +185,8 @@ class Sources:
             names += [accel] if accel != NONE else []
             named = {name: self.vector(name) for name in names}
             check_same_family(named)
+            if accel != NONE:
+                header(accel, named[accel])
             for name, tau in named.items():
                 _check_fits(base, name, tau)
 

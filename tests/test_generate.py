@@ -130,15 +130,6 @@ def test_a_negative_prompt_is_diffusers(pipeline: Any) -> None:
     assert np.abs(ours - (theirs * 255).round()).max() <= 1
 
 
-def test_steps_are_as_many_as_a_schedule_has_weights(tmp_cwd: Path) -> None:
-    told = json.loads(
-        run("generate", "fox", "--vector", "noto:1.20/0.5", "--vector", "lcm", "--json").stdout
-    )
-    assert (told["steps"], told["vectors"]) == (2, [["noto", "1.2/0.5"], ["lcm", "1"]])
-    said = read_told(Path(told["pictures"][0]))
-    assert (said["vector_1"], said["steps"], said["prompt"]) == ("noto:1.2/0.5", 2, "fox")
-
-
 @pytest.mark.parametrize(
     ("command", "told"),
     [
@@ -190,19 +181,21 @@ def test_the_sampler_is_told_the_grid_points(pipeline: Any) -> None:
 
 
 def test_a_grids_picture_is_that_of_generate(tmp_cwd: Path) -> None:
-    """λ of both vectors step by step, and 7 grid points that the vector's file asks for."""
+    """λ of both vectors step by step, so two steps, and 7 grid points that a vector asks for."""
     about = {"kind": "acceleration", "grid_points": 7}
     save(load("lcm"), "k7.safetensors", about=about)
-    told = run(
-        "generate", "fox", "--vector", "noto:1.2/0.5", "--vector", "k7.safetensors:0.8/1", "--json"
-    )
+    vectors = ("--vector", "noto:1.20/0.5", "--vector", "k7.safetensors:0.8/1")
+    told = json.loads(run("generate", "fox", *vectors, "--json").stdout)
+    said = read_told(Path(told["pictures"][0]))
+    assert (told["steps"], told["vectors"][0]) == (2, ["noto", "1.2/0.5"])
+    assert (said["vector_1"], said["steps"], said["prompt"]) == ("noto:1.2/0.5", 2, "fox")
     (row,) = make_cells(
         style="noto", accel="k7.safetensors", defaults=("", ""), l1="1.2/0.5", l2="0.8/1", steps="2"
     )
     sources = Sources()
     store = Store(Path("grid"), keys_of(sources))
     Engine(store, sources).render([row], [("fox", 0)], lambda rows: None)
-    theirs = Image.open(json.loads(told.stdout)["pictures"][0])
+    theirs = Image.open(told["pictures"][0])
     assert np.array_equal(store.pixels(row, [("fox", 0)])[0], np.asarray(theirs))
     assert sources.grid_points(row) == 7
     assert sources.grid_points(replace(row, l2=Decimal(0), l2_schedule=())) is None

@@ -26,7 +26,7 @@ Thumbnails = Callable[[str], bytes]
 class _Picture(NamedTuple):
     row: int
     path: str
-    sha256: str
+    sha256: str  # empty where there is no picture
     fault: str
 
 
@@ -57,8 +57,8 @@ def album(
 
     Returns:
         ``items`` (prompt, seed); ``pictures`` of each row, for each of them [place in ``thumbs``
-        or −1, path, defect], or None; ``thumbs`` in base64; ``inside`` pictures that have one;
-        ``linked`` pictures that have a path; ``drawn`` in all.
+        or −1, path, what is wrong with it], or None; ``thumbs`` in base64; ``inside`` pictures that
+        have one; ``linked`` pictures that have a path; ``drawn`` in all.
     """
     drawn = _by_item(images, {ids[row]: row for row in first})
     linked, used = [], 0
@@ -80,21 +80,21 @@ def album(
         "pictures": rows,
         "thumbs": list(thumbs.values()),
         "inside": sum(picture.sha256 in places for _, picture in shown),
-        "linked": len(shown),
-        "drawn": sum(map(len, drawn.values())),
+        "linked": sum(picture.sha256 != "" for _, picture in shown),
+        "drawn": sum(p.sha256 != "" for pictures in drawn.values() for p in pictures),
     }
 
 
 def _by_item(images: pd.DataFrame, rows: dict[str, int]) -> dict[tuple[str, int], list[_Picture]]:
     """Pictures of each prompt and seed, in the order of ``rows``."""
-    columns = ["prompt", "seed", "cell_id", "path", "sha256", "defect"]
+    columns = ["prompt", "seed", "cell_id", "path", "sha256", "defect", "status"]
     found: dict[tuple[str, int], list[_Picture]] = {}
-    for prompt, seed, identity, path, digest, defect in zip(
-        *(images[column].tolist() for column in columns), strict=True
+    for prompt, seed, identity, path, digest, defect, status in zip(
+        *(images[column].fillna("").tolist() for column in columns), strict=True
     ):
         if identity in rows:
-            fault = "" if defect == OK else str(defect)
-            picture = _Picture(rows[identity], str(path), str(digest), fault)
+            wrong = status if status != OK else defect
+            picture = _Picture(rows[identity], path, digest, "" if wrong == OK else wrong)
             found.setdefault((prompt, int(seed)), []).append(picture)
     seeds = {seed: n for n, seed in enumerate(dict.fromkeys(seed for _, seed in found))}
     order = {row: n for n, row in enumerate(rows.values())}
@@ -107,7 +107,7 @@ def _by_item(images: pd.DataFrame, rows: dict[str, int]) -> dict[tuple[str, int]
 def _thumbs(pictures: list[_Picture], thumbnails: Thumbnails, room: int) -> dict[str, str]:
     """sha256 → the small picture in base64, as many as there is room for."""
     made: dict[str, str] = {}
-    paths = {picture.sha256: picture.path for picture in pictures}
+    paths = {picture.sha256: picture.path for picture in pictures if picture.sha256}
     for digest, path in paths.items():
         text = base64.b64encode(thumbnails(path)).decode()
         room -= len(text) + _AROUND

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lcm_arith.evaluation import plots, tables
+from lcm_arith.evaluation.pixels import OK
 from lcm_arith.evaluation.tables import Axis
 
 _MOST_LINES: Final = 12
@@ -103,6 +104,11 @@ class _Marks:
         span = np.ptp(cells)
         self.levels = (merits - cells.min()) / span if span else merits - cells.min() + 1
 
+    def why(self, place: int) -> str:
+        """A cell has no value, where that is known."""
+        status = "" if place < 0 else str(self.table["status"].iloc[place])
+        return "" if status == OK else status
+
     def title(self, panel: _Panel) -> str:
         """Of a panel, with its control's value if there is but one."""
         of = {int(self.controls[n]) for n in panel.places.flat if n >= 0} - {-1}
@@ -142,6 +148,7 @@ def _draw(axis: Any, panel: _Panel, marks: _Marks) -> None:
     axis.tick_params(length=0)
     for (y, x), place in np.ndenumerate(panel.places):
         if place < 0 or not np.isfinite(marks.values[place]):
+            axis.text(x, y, marks.why(place), ha="center", va="center", fontsize=7.5)
             continue
         red, green, blue, _ = colours(levels[y, x])
         ink = _LIGHT if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else _DARK

@@ -74,6 +74,7 @@ const unsure = (row, metric) => metric.key in row.against && !(row.against[metri
 
 function details(row, metric) {
   const control = rows[row.control];
+  if (row.status !== "ok") return [`no figures: ${row.status}, ${row.failed} of ${row.failed + row.pictures} pictures are not there`];
   return [
     measured(row, metric),
     row.best ? `may be the best one${row.chance === null ? "" : ` (${percent(row.chance)})`}` : "",
@@ -171,9 +172,9 @@ function rowAt(down, across, panel) {
 function square(row, colours) {
   if (!row) return make("td", { class: "absent", "aria-label": "not drawn" }, "·");
   const one = metric();
-  const [value, low, high] = row.values[one.key];
+  const [value, low, high] = row.values[one.key].map(number);
   const half = defined(low) && defined(high) ? `± ${short((high - low) / 2, 2)}` : "";
-  const marks = { best: row.best, baseline: row.baseline, unsure: unsure(row, one), faulty: row.faults > 0 };
+  const marks = { best: row.best, baseline: row.baseline, unsure: unsure(row, one), faulty: row.faults > 0, absent: row.status !== "ok" };
   const element = make("td", {
     role: "gridcell", tabindex: -1, "data-row": row.index, "aria-selected": row === shown.open,
     "aria-label": [named(row), ...details(row, one)].join("; "),
@@ -181,7 +182,7 @@ function square(row, colours) {
     onclick: () => show(row, true),
     onpointerenter: () => tip(row, element), onpointerleave: hideTip,
     onfocus: () => tip(row, element), onblur: hideTip,
-  }, short(value), make("small", {}, half));
+  }, row.status === "ok" ? short(value) : row.status, make("small", {}, half));
   if (defined(merit(row, one))) paint(element, colours.level(row));
   return element;
 }

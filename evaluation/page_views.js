@@ -7,6 +7,7 @@ function picture(row, item, label, own) {
   const found = data.pictures[row.index][item];
   if (!found) return make("span", {}, make("b", {}, "none"), label);
   const [thumb, path, fault] = found;
+  if (!path) return make("span", {}, make("b", {}, fault), label);
   const inside = thumb >= 0
     ? make("img", { src: `data:image/webp;base64,${data.thumbs[thumb]}`, alt: `${title(row)}: ${data.items[item][0]}, seed ${data.items[item][1]}`, decoding: "async" })
     : make("b", {}, "open");
@@ -199,7 +200,8 @@ const COLUMNS = [
   { name: "NFE", sort: (row) => row.nfe, cell: (row) => String(row.nfe) },
   { name: "P(best)", sort: (row) => row.chance, cell: (row) => (row.at && row.chance !== null ? percent(row.chance) : "") },
   ...metrics.map((one, n) => ({ name: one.key, metric: n, sort: (row) => valueOf(row, one), cell: (row) => value(row, one) })),
-  { name: "defects", sort: (row) => row.faults, cell: (row) => String(row.faults) },
+  { name: "defects", sort: (row) => row.faults, cell: (row) => String(row.faults ?? "–") },
+  { name: "status", word: true, sort: (row) => row.failed, cell: (row) => row.status },
 ];
 
 function value(row, one) {

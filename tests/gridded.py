@@ -36,6 +36,7 @@ def gridded(
     seeds: int = 2,
     side: int = 8,
     same: int = 0,
+    left: int = 0,
     **axes: Sequence[Any],
 ) -> Tables:
     """A grid of random values over ``axes``; its first cell is the baseline.
@@ -44,6 +45,7 @@ def gridded(
         prompts, seeds: Of its pictures.
         side: Of its pictures, px; noise, which compresses badly. 0 makes none.
         same: Rows that share the pictures of the first.
+        left: Cells, of the last ones, that could not be drawn.
         axes: Columns and their values; λ1, λ2 and steps have two each if they are not named.
     """
     axes = {"l1": ("0.8", "1"), "l2": ("0.5", "1"), "steps": (1, 2), **axes}
@@ -57,10 +59,12 @@ def gridded(
     ]  # fmt: skip
     rng = np.random.default_rng(0)
     lines = [_line(rng, row, len(prompts), seeds) for row in (*margins, *keys)]
+    lines = [*lines[: len(lines) - left], *map(_without_figures, lines[len(lines) - left :])]
     cells = pd.DataFrame(lines)
     order = [*CELL_COLUMNS, *(c for c in cells if c not in CELL_COLUMNS)]
     pictures, images = _pictures(rng, lines, prompts, seeds, side, same)
-    return Tables(cells.reindex(columns=order), images, _comparisons(rng, lines), pictures)
+    comparisons = _comparisons(rng, lines[: len(lines) - left])
+    return Tables(cells.reindex(columns=order), images, comparisons, pictures)
 
 
 def _line(rng: np.random.Generator, row: dict[str, Any], prompts: int, seeds: int) -> Any:
@@ -77,7 +81,14 @@ def _line(rng: np.random.Generator, row: dict[str, Any], prompts: int, seeds: in
         if metric in PICTURE_METRICS:
             line |= {f"{metric}_lo": value - half, f"{metric}_hi": value + half}
     best = bool(rng.random() < 0.3) if cell else None
-    return {**line, "n_defects": 0, "p_best": rng.random() if cell else np.nan, "in_best_set": best}
+    line |= {"n_defects": 0, "status": "ok", "n_failed": 0}
+    return {**line, "p_best": rng.random() if cell else np.nan, "in_best_set": best}
+
+
+def _without_figures(line: dict[str, Any]) -> dict[str, Any]:
+    figures = {name: np.nan for name in line if name.startswith(METRICS)}
+    lost = {"n_defects": np.nan, "p_best": np.nan, "in_best_set": None, "n_images": 0}
+    return {**line, **figures, **lost, "status": "error", "n_failed": line["n_images"]}
 
 
 def _pictures(
@@ -93,8 +104,10 @@ def _pictures(
             path = f"images/{name[:24]}.png"
             if side and path not in made:
                 made[path] = _png(rng.integers(0, 256, (side, side, 3), np.uint8))
-            rows.append({**line, "prompt": prompt, "seed": seed, "path": path, "sha256": name,
-                         "defect": "ok"})  # fmt: skip
+            there = {"path": path, "sha256": name, "defect": "ok"}
+            gone = {"path": "", "sha256": "", "defect": None}
+            own = there if line["status"] == "ok" else gone
+            rows.append({**line, "prompt": prompt, "seed": seed, **own})
     return made, pd.DataFrame(rows).reindex(columns=list(IMAGE_COLUMNS))
 
 

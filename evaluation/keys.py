@@ -46,6 +46,11 @@ class Keys:
         """The name of a picture."""
         return hashlib.sha256(canonical(self.facts(row, item))).hexdigest()[:LENGTH]
 
+    def weights(self, row: Row) -> str:
+        """Digest of what a row's weights are made of, by content: equal weights have one name."""
+        facts = self.facts(row, ("", 0))
+        return hashlib.sha256(canonical([facts["base"], facts["mixes"]])).hexdigest()
+
     def _row(self, row: Row) -> dict[str, Any]:
         sampler = SAMPLERS[row.sampler]
         return {

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
-from lcm_arith.evaluation.engine import Engine, units
+from lcm_arith.evaluation.engine import Counters, Engine
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.keys import keys_of
 from lcm_arith.evaluation.measuring import Measuring, OnStage, measured
 from lcm_arith.evaluation.metrics import METRICS
 from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.rows import Row
+from lcm_arith.evaluation.shards import WHOLE, Shard
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.store import Store
 
@@ -37,21 +40,43 @@ def run_grid(
     Raises:
         IncompatibleError: If a vector does not fit the base model; nothing is made then.
     """
-    engine = draw_grid(grid, sources, folder=folder, on_stage=on_stage, fast=fast)
-    measuring = Measuring(grid, engine.store, chosen=chosen)
-    return measured(measuring, sources, engine.counters, on_stage)
+    drawn = draw_grid(grid, sources, folder=folder, on_stage=on_stage, fast=fast)
+    measuring = Measuring(grid, drawn.store, chosen=chosen)
+    return measured(measuring, sources, drawn.counters, on_stage)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A grid's pictures.
+
+    Args:
+        store: Holds them.
+        rows: Which were asked for: of the grid's distinct rows all, or those of a shard.
+        counters: Work that was really done.
+    """
+
+    store: Store
+    rows: tuple[Row, ...]
+    counters: Counters
 
 
 def draw_grid(
-    grid: Grid, sources: Sources, *, folder: Path, on_stage: OnStage, fast: bool = False
-) -> Engine:
-    """Makes what is missing in ``folder``; the engine that knows the pictures.
+    grid: Grid,
+    sources: Sources,
+    *,
+    folder: Path,
+    on_stage: OnStage,
+    fast: bool = False,
+    shard: Shard = WHOLE,
+) -> Drawn:
+    """Makes what is missing in ``folder``, and measures nothing.
 
-    Arguments and errors as :func:`run_grid`.
+    Other arguments and errors as :func:`run_grid`. With a ``shard``, of that part of the grid.
     """
     sources.check(grid.rows)
     engine = Engine(Store(folder, keys_of(sources, fast=fast)), sources)
-    passes = sum(row.nfe for unit in units(grid.rows) for row in unit.rows)
+    rows = shard.rows(grid.rows, engine.store.keys)
+    passes = sum(row.nfe for row in rows)
     total, done = passes * len(grid.items), 0
 
     def on_rows(rows: int) -> None:
@@ -59,5 +84,5 @@ def draw_grid(
         done += rows
         on_stage("draw", done, total, "UNet passes")
 
-    engine.render(grid.rows, grid.items, on_rows)
-    return engine
+    engine.render(rows, grid.items, on_rows)
+    return Drawn(engine.store, rows, engine.counters)

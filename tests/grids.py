@@ -1,0 +1,67 @@
+"""A small grid of a tiny pipeline, and what must not depend on how it was drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+from support import random_vector
+from tiny import pipeline, tiny
+
+from lcm_arith.adapters import save
+from lcm_arith.evaluation.grid import Result
+from lcm_arith.evaluation.measuring import Measuring, measured
+from lcm_arith.evaluation.plan import Grid, make_grid, plain_cells
+from lcm_arith.evaluation.report import csv_bytes
+from lcm_arith.evaluation.running import Drawn, draw_grid
+from lcm_arith.evaluation.sources import Sources
+
+TIMING = ["seconds_per_image"]
+ENDS = ("to_q.weight", "to_v.weight", "conv1.weight")
+
+
+def quiet(*_: object) -> None:
+    pass
+
+
+def tiny_files(folder: Path) -> Path:
+    """A pipeline and two loud vectors, as files: ``base``, ``style.safetensors``, ``accel.…``."""
+    tiny(folder / "base")
+    layers = {
+        f"unet.{name.removesuffix('.weight')}": tuple(values.shape)
+        for name, values in pipeline("sd15").unet.state_dict().items()
+        if name.endswith(ENDS)
+    }
+    for seed, name in enumerate(("style", "accel")):
+        save(3 * random_vector(3, 6.0, 10 * seed, layers), folder / f"{name}.safetensors")
+    return folder
+
+
+def tiny_grid(folder: Path, l1: str = "0.5,1", seeds: int = 2) -> Grid:
+    """λ1 × steps 1 and 2, with margins and controls, over the files of :func:`tiny_files`."""
+    style, accel = (str(folder / f"{name}.safetensors") for name in ("style", "accel"))
+    weights = [Decimal(each) for each in l1.split(",")]
+    return make_grid(
+        cells=plain_cells(style, accel, weights, [Decimal(1)], (1, 2), str(folder / "base")),
+        prompts=("fox", "red cat", "cat"), seeds=seeds,
+        family=lambda base: replace(Sources().family(base), teacher_steps=3),
+        style_set=lambda _: None,
+    )  # fmt: skip
+
+
+def draw(grid: Grid, folder: Path, **how: object) -> Drawn:
+    """Draws a grid with sources of its own, as another process would."""
+    return draw_grid(grid, Sources(), folder=folder, on_stage=quiet, **how)  # type: ignore[arg-type]
+
+
+def tables(grid: Grid, drawn: Drawn) -> tuple[bytes, bytes]:
+    """Both tables as files, without the columns of time."""
+    measuring = Measuring(grid, drawn.store, chosen=("prompt_score",))
+    result: Result = measured(measuring, Sources(), drawn.counters, quiet)
+    return csv_bytes(result.cells.drop(columns=TIMING)), csv_bytes(result.images)
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    """Every picture of a store by its name."""
+    return {path.name: path.read_bytes() for path in (folder / "images").glob("[!.]*.png")}

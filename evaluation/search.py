@@ -231,7 +231,7 @@ class _Race:
         self.left = np.append(self.left, 0)  # instances that are left after n blocks
 
     def cost(self, cells: Any) -> Any:
-        """UNet rows that finish these cells."""
+        """UNet rows that finish a cell, or each of several."""
         return self.nfe[cells] * self.left[self.done[cells]]
 
     def open_cells(self, champion: int | None) -> np.ndarray:
@@ -289,7 +289,7 @@ class _Race:
         first, second = (per_prompt(np.where(both, x, np.nan)).T for x in (own, against))
         target = TARGETS.get(self.problem.better)
         if target is None:
-            return score(np.asarray(first - second), self.problem.better)
+            return np.asarray(score(first - second, self.problem.better))
         return _shift(second, target) - _shift(first, target)
 
     def gain(self, cells: Sequence[int], other: int) -> np.ndarray:

@@ -12,7 +12,8 @@ What the outcome is worth:
   set of a search says which finished cell may be the best one, not that no cell is better which was
   given up or never proposed.
 - The race looks many times, so it gives up some cells (:data:`SURE` at each look) that are as good
-  as the champion, and a few that are better. That costs little quality, for they must look worse.
+  as the champion, and a few that are better. Where rows are left when every cell was tried, those
+  given up run again, the likeliest first, until that is surer (:data:`SURER`).
 - The finished cells were chosen by the very pictures that measure them: their means are too good,
   the champion's most of all (winner's curse). Fresh seeds (``--confirm``) say what is left of it.
 """
@@ -33,7 +34,9 @@ from lcm_arith.evaluation.stats import FEWEST, per_prompt
 
 SURE: Final = 0.1
 """One-sided p at which a race is decided."""
-BLOCK: Final = 8
+SURER: Final = 0.01
+"""The same where rows are left when every cell was tried, and those given up run again."""
+BLOCK: Final = 6
 """Prompts measured between two looks."""
 FLIPS: Final = 2_000
 
@@ -110,12 +113,13 @@ class Outcome:
     spent: int
 
 
-Propose = Callable[[Sequence[Axis], Sequence[tuple[Ranks, float]], int], Ranks]
-"""Axes, what is known (the larger, the better), a seed → a promising place."""
+Known = Sequence[tuple[Ranks, float]]
+"""Places that were measured, and how good they are: the larger, the better."""
+Propose = Callable[[Known], Ranks]
 
 
-def tpe(axes: Sequence[Axis], known: Sequence[tuple[Ranks, float]], seed: int) -> Ranks:
-    """A place by optuna's tree-structured Parzen estimator; the first ten are random.
+def tpe(axes: Sequence[Axis], seed: int) -> Propose:
+    """Places by optuna's tree-structured Parzen estimator; the first ten are random.
 
     Source:
         Bergstra and others 2011; multivariate, Falkner and others 2018.
@@ -128,33 +132,44 @@ def tpe(axes: Sequence[Axis], known: Sequence[tuple[Ranks, float]], seed: int) -
         else optuna.distributions.CategoricalDistribution(range(axis.size))
         for n, axis in enumerate(axes)
     }
-    trials = [
-        optuna.trial.create_trial(
-            params={str(n): rank for n, rank in enumerate(ranks)},
-            distributions=spaces,
-            value=value,
-        )
-        for ranks, value in known
-    ]
-    said = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        sampler = optuna.samplers.TPESampler(seed=seed)
+
+    def trial(ranks: Ranks, value: float) -> optuna.trial.FrozenTrial:
+        params = {str(n): rank for n, rank in enumerate(ranks)}
+        return optuna.trial.create_trial(params=params, distributions=spaces, value=value)
+
+    def fresh(known: int) -> optuna.Study:
+        said = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of each new study
+        sampler = optuna.samplers.TPESampler(seed=seed + known)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        study.add_trials(trials)
-        found = study.ask(spaces).params
-    finally:
         optuna.logging.set_verbosity(said)
-    return tuple(int(found[str(n)]) for n in range(len(axes)))
+        return study
+
+    study, told = fresh(0), list[tuple[Ranks, float]]()
+
+    def propose(known: Known) -> Ranks:
+        nonlocal study, told
+        if told != list(known[: len(told)]):  # there is another champion to compare with
+            study, told = fresh(len(known)), []
+        study.add_trials([trial(*one) for one in known[len(told) :]])
+        told = list(known)
+        asked = study.ask(spaces)
+        study.tell(asked, state=optuna.trial.TrialState.FAIL)  # what is measured may lie beside it
+        return tuple(int(asked.params[str(n)]) for n in range(len(axes)))
+
+    return propose
 
 
-def at_random(axes: Sequence[Axis], known: Sequence[tuple[Ranks, float]], seed: int) -> Ranks:
-    """A place drawn evenly, whatever is known: what a method must beat."""
+def at_random(axes: Sequence[Axis], seed: int) -> Propose:
+    """Places drawn evenly, whatever is known: what a method must beat."""
     rng = np.random.default_rng(seed)
-    return tuple(int(rng.integers(axis.size)) for axis in axes)
+    return lambda known: tuple(int(rng.integers(axis.size)) for axis in axes)
 
 
-SEARCHES: Final[dict[str, Propose]] = {"tpe": tpe, "random": at_random}
+SEARCHES: Final[dict[str, Callable[[Sequence[Axis], int], Propose]]] = {
+    "tpe": tpe,
+    "random": at_random,
+}
 
 
 def check_method(name: str) -> None:
@@ -197,17 +212,20 @@ def search(
         )
     race = _Race(problem, budget, seed)
     axes, ranks = _axes(problem.points)
+    propose = SEARCHES[method](axes, seed)
     champion = start
     if champion is not None:
         race.order.append(champion)
         race.finish(champion)
     while (open_cells := race.open_cells(champion)).size:
         known = [(tuple(map(int, ranks[c])), gain) for c, gain in race.gains(champion)]
-        draw = int(np.random.SeedSequence((seed, len(race.order))).generate_state(1)[0])
-        wanted = SEARCHES[method](axes, known, draw)
-        cell = int(open_cells[np.argmin(_distances(axes, ranks[open_cells], wanted))])
-        champion = race.run(champion, cell)
+        apart = _distances(axes, ranks[open_cells], propose(known))
+        cell = int(open_cells[np.argmin(apart)])
+        champion = race.run(champion, cell, SURE)
     assert champion is not None
+    for cell in race.given_up(champion):
+        if race.affords(cell, champion):
+            champion = race.run(champion, cell, SURER)
     race.finish(champion)
     return race.outcome()
 
@@ -234,11 +252,22 @@ class _Race:
         """UNet rows that finish a cell, or each of several."""
         return self.nfe[cells] * self.left[self.done[cells]]
 
+    def affords(self, cells: Any, champion: int | None) -> Any:
+        """Whether a cell, or each of several, can be finished and the champion beside it."""
+        kept = 0 if champion is None else self.cost(champion)
+        return self.spent + self.cost(cells) + kept <= self.budget
+
     def open_cells(self, champion: int | None) -> np.ndarray:
-        """Cells not proposed yet that can be finished, and the champion beside them."""
-        kept = self.budget - self.spent - (0 if champion is None else self.cost(champion))
+        """Cells that were not proposed yet and can be afforded."""
         every = np.setdiff1d(np.arange(len(self.done)), self.order)
-        return every[self.cost(every) <= kept]
+        return every[self.affords(every, champion)]
+
+    def given_up(self, champion: int) -> list[int]:
+        """Proposed cells that are not finished, the likeliest first."""
+        gains = dict(self.gains(champion))
+        whole = len(self.problem.blocks)
+        left = [c for c in gains if c != champion and self.done[c] < whole]
+        return sorted(left, key=lambda cell: -gains[cell])
 
     def measure(self, cell: int, upto: int) -> None:
         """Measures the blocks before number ``upto`` that a cell lacks."""
@@ -256,21 +285,29 @@ class _Race:
         """Measures all that a cell lacks."""
         self.measure(cell, len(self.problem.blocks))
 
-    def run(self, champion: int | None, cell: int) -> int:
+    def run(self, champion: int | None, cell: int, sure: float) -> int:
         """Measures a cell beside the champion until one of them is the better one."""
-        self.order.append(cell)
+        if not self.done[cell]:
+            self.order.append(cell)
         if champion is None:
             return cell
         held = self.done[champion]  # a champion falls only where it was measured
-        for upto in range(1, len(self.problem.blocks) + 1):
+        for upto in range(max(self.done[cell], 1), len(self.problem.blocks) + 1):
             self.measure(cell, upto)
             self.measure(champion, upto)
             lead = self.lead([cell], champion)[:, 0]
-            if self.lost(cell, champion) or _sure(-lead, self.seed):
+            if self.lost(cell, champion) or self.ahead(-lead, sure):
                 return champion
-            if upto >= held and (self.lost(champion, cell) or _sure(lead, self.seed)):
+            if upto >= held and (self.lost(champion, cell) or self.ahead(lead, sure)):
                 return cell
         return cell if self.gain([cell], champion)[0] > 0 else champion
+
+    def ahead(self, lead: np.ndarray, sure: float) -> bool:
+        """Whether a lead, prompt by prompt, is above 0 at a level."""
+        lead = lead[np.isfinite(lead)]
+        if len(lead) < FEWEST or lead.mean() <= 0:
+            return False
+        return bool(sign_flip(lead[:, None], flips=FLIPS, seed=self.seed)[0] / 2 <= sure)
 
     def lost(self, cell: int, other: int) -> bool:
         """Whether a cell is defined nowhere, and another one is on the same pictures."""
@@ -321,14 +358,6 @@ def _mean(values: np.ndarray) -> np.ndarray:
 def _shift(values: np.ndarray, target: float) -> np.ndarray:
     """Distances from a target, signed so that a column's mean is that of its mean."""
     return np.asarray((values - target) * np.sign(_mean(values) - target))
-
-
-def _sure(lead: np.ndarray, seed: int) -> bool:
-    """Whether a lead, prompt by prompt, is above 0 at the level :data:`SURE`."""
-    lead = lead[np.isfinite(lead)]
-    if len(lead) < FEWEST or lead.mean() <= 0:
-        return False
-    return bool(sign_flip(lead[:, None], flips=FLIPS, seed=seed)[0] / 2 <= SURE)
 
 
 def _axes(points: Sequence[tuple[Any, ...]]) -> tuple[list[Axis], np.ndarray]:

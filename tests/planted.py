@@ -27,14 +27,15 @@ class Landscape:
 
     Args:
         name: What it is like.
-        loss: Of a cell that is so far from the best λ1 and λ2, in half widths of the grid.
+        loss: Of a cell that is so far from the best λ1 and λ2, in half widths of the grid, and has
+            so many steps.
         methods: Names of a third axis that has no order.
         heavy: Noise with heavy tails.
         tastes: How far each prompt's own best λ1 and λ2 are from the common ones, likewise.
     """
 
     name: str
-    loss: Callable[[float, float], float]
+    loss: Callable[[float, float, int], float]
     methods: tuple[str, ...] = ("linear",)
     heavy: bool = False
     tastes: float = 0.0
@@ -52,7 +53,7 @@ class Landscape:
         """``[cells]``."""
         return np.array(
             [
-                -self.loss((a - 0.8) / 0.6, (b - 1) / 0.5) - LOSS[steps] - METHODS[method]
+                -self.loss((a - 0.8) / 0.6, (b - 1) / 0.5, steps) - METHODS[method]
                 for a, b, steps, method in self.points
             ]
         )
@@ -65,14 +66,20 @@ class Landscape:
         return noise + self.truth[:, None, None] + (places @ slopes)[:, :, None]
 
 
-SMOOTH: Final = Landscape("one peak", lambda x, y: x**2 + y**2)
-RIDGE: Final = Landscape(
-    "a ridge: λ1 + λ2 matters", lambda x, y: 2 * (x + y) ** 2 + (x - y) ** 2 / 4
-)
-HEAVY: Final = Landscape("one peak, heavy tails", SMOOTH.loss, heavy=True)
-TASTES: Final = Landscape("one peak, other weights for each prompt", SMOOTH.loss, tastes=1.0)
-CHOICE: Final = Landscape("one peak, three methods", SMOOTH.loss, methods=tuple(METHODS))
-FLAT: Final = Landscape("no peak", lambda x, y: 0.0)
+def _peak(x: float, y: float, steps: int) -> float:
+    return x**2 + y**2 + LOSS[steps]
+
+
+def _ridge(x: float, y: float, steps: int) -> float:
+    return 2 * (x + y) ** 2 + (x - y) ** 2 / 4 + LOSS[steps]
+
+
+SMOOTH: Final = Landscape("one peak", _peak)
+HEAVY: Final = Landscape("one peak, heavy tails", _peak, heavy=True)
+TASTES: Final = Landscape("one peak, other weights for each prompt", _peak, tastes=1.0)
+CHOICE: Final = Landscape("one peak, three methods", _peak, methods=tuple(METHODS))
+RIDGE: Final = Landscape("a ridge: λ1 + λ2 matters", _ridge)
+FLAT: Final = Landscape("no peak", lambda x, y, steps: 0.0)
 
 
 def problem(

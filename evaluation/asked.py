@@ -31,12 +31,14 @@ class Asked:
         baseline: Cell to compare with; None takes the paper's, else the best one.
         margin: Asks for the fewest steps that are not inferior to the teacher.
         confirm: Best cells to measure again.
+        total: Cells of which a search left those of the grid; None if nothing was searched.
     """
 
     metric: str | None = None
     baseline: Row | None = None
     margin: Margin | None = None
     confirm: int = 0
+    total: int | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:

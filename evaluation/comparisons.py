@@ -40,8 +40,8 @@ class Comparison:
 
 
 def compare(
-    cells: np.ndarray, baseline: np.ndarray, better: str, *, chosen: bool = False, seed: int = 0,
-    flips: int = FLIPS,
+    cells: np.ndarray, baseline: np.ndarray, better: str, *, chosen: bool = False,
+    total: int | None = None, seed: int = 0, flips: int = FLIPS,
 ) -> list[Comparison]:  # fmt: skip
     """Each cell against the baseline, paired over prompt and seed.
 
@@ -51,6 +51,9 @@ def compare(
         better: Which mean is better, as in :func:`score`; ``"teacher"`` leaves it open.
         chosen: The baseline is the best of all cells by this very data. Then each pair of cells
             might have been the one compared, and p is adjusted for all pairs.
+        total: Cells in all, the baseline too, where those given are some of them that a search left
+            over: then p is adjusted for all, as if those left out had been tested as well. None
+            takes those given.
         seed: Of the resampling and the flips.
         flips: Random sign patterns where not all are tried.
     """
@@ -58,7 +61,8 @@ def compare(
     found = intervals(differences, seed=seed)
     p = sign_flip(differences, flips=flips, seed=seed)
     count = len(cells)
-    adjusted = holm(p, among=pairs(count + 1) if chosen else count)
+    total = total or count + 1
+    adjusted = holm(p, among=pairs(total) if chosen else total - 1)
     likely = _p_better(cells, baseline, better, seed)
     prompts = np.isfinite(differences).sum(axis=0)
     return [

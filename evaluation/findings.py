@@ -126,7 +126,7 @@ def find(result: Result, asked: Asked | None = None) -> Findings:
     return Findings(
         metric=metric,
         columns=_columns(result, dict(zip(cells, found.p, strict=True)), best),
-        comparisons=_comparisons(result, cells, against, chosen=named is None),
+        comparisons=_comparisons(result, cells, against, chosen=named is None, total=asked.total),
         baseline=against,
         chosen=named is None,
         best=best,
@@ -183,7 +183,9 @@ def _columns(result: Result, p_best: dict[Row, float], best: dict[Row, float]) -
     return pd.DataFrame(columns)
 
 
-def _comparisons(result: Result, cells: list[Row], baseline: Row, *, chosen: bool) -> pd.DataFrame:
+def _comparisons(
+    result: Result, cells: list[Row], baseline: Row, *, chosen: bool, total: int | None
+) -> pd.DataFrame:
     keys = dict(
         zip(result.rows, result.cells[[*KEY_COLUMNS, "cell_id"]].to_dict("records"), strict=True)
     )
@@ -208,7 +210,7 @@ def _comparisons(result: Result, cells: list[Row], baseline: Row, *, chosen: boo
             others,
             compare(
                 _values(result, others, metric), result.metric(baseline, metric),
-                BETTER[metric], chosen=chosen,
+                BETTER[metric], chosen=chosen, total=total,
             ),
             strict=True,
         )

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lcm_arith.evaluation import calibration, engine
 from lcm_arith.evaluation.engine import Engine, chunks, units
 from lcm_arith.evaluation.keys import keys_of
 from lcm_arith.evaluation.mixing import mixed
+from lcm_arith.evaluation.pngs import read_told
 from lcm_arith.evaluation.rows import Context, Item, Mix, Row
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.store import Store
@@ -34,6 +36,7 @@ ITEMS = tuple((prompt, seed) for prompt in PROMPTS for seed in (0, 1))
 ONE = Decimal(1)
 
 
+@cache
 def targets(kind: str) -> dict[str, tuple[int, ...]]:
     """Layers of every sort of a tiny pipeline, its text encoder left out."""
     state = tiny_pipeline(kind).unet.state_dict()
@@ -81,11 +84,26 @@ def rows(vectors: Path, tiny_sd15: Path) -> Rows:
     return make
 
 
-def made(folder: Path, rows: Sequence[Row], items: Sequence[Item] = ITEMS, **how: Any) -> Engine:
-    sources = Sources(**how)
-    drawn = Engine(Store(folder, keys_of(sources)), sources)
-    drawn.render(rows, items, lambda count: None)
+@cache
+def sources(dtype: str) -> Sources:
+    """Shared: an engine leaves its base as it was."""
+    return Sources(dtype=dtype)
+
+
+def opened(folder: Path, dtype: str = "float32", **how: Any) -> Engine:
+    return Engine(Store(folder, keys_of(sources(dtype))), sources(dtype), **how)
+
+
+def made(
+    folder: Path, rows: Sequence[Row], items: Sequence[Item] = ITEMS, dtype: str = "float32"
+) -> Engine:
+    drawn = opened(folder, dtype)
+    drawn.render(rows, items, quiet)
     return drawn
+
+
+def quiet(count: int) -> None:
+    """No progress."""
 
 
 def digests(drawn: Engine, rows: Sequence[Row], items: Sequence[Item] = ITEMS) -> list[list[str]]:
@@ -191,15 +209,13 @@ def test_no_order_of_visits_changes_a_byte_of_pictures_or_base(
 ) -> None:
     cells = rows([str(Decimal(n) / 10) for n in (0, 3, 7, 11)], (1, 2))
     items = ITEMS[:2]
-    whole = made(tmp_path / "a", cells, items, dtype=dtype)
-    sources = Sources(dtype=dtype)
-    base = sources.base(cells[0].context.base)
+    base = sources(dtype).base(cells[0].context.base)
     before = weights(base.pipeline)
-    shuffled = Engine(Store(tmp_path / "b", keys_of(sources)), sources)
+    whole, shuffled = made(tmp_path / "a", cells, items, dtype), opened(tmp_path / "b", dtype)
     visits = list(units(cells))
     random.Random(0).shuffle(visits)
     for unit in visits:
-        shuffled.render(unit.rows, items, lambda count: None)
+        shuffled.render(unit.rows, items, quiet)
     assert digests(whole, cells, items) == digests(shuffled, cells, items)
     assert same(before, weights(base.pipeline))
 
@@ -236,6 +252,15 @@ def test_work_follows_the_formula(rows: Rows, tmp_path: Path) -> None:
     assert 0 < count.efficiency < 1
 
 
+def test_a_picture_says_how_it_was_made_and_not_where(rows: Rows, tmp_path: Path) -> None:
+    (row,) = rows(["0.5"], (1,))
+    drawn = made(tmp_path, [row], ITEMS[:1])
+    told = read_told(drawn.store.picture_path(row, ITEMS[0]))
+    assert told["key"] == drawn.store.key(row, ITEMS[0])
+    assert told["loras"] == "<lora:style-sd15:0.5> <lora:accel-sd15:1>"
+    assert not any(str(tmp_path.parent.parent) in str(value) for value in told.values())
+
+
 def test_more_of_a_grid_draws_only_what_is_new(rows: Rows, tmp_path: Path) -> None:
     first = made(tmp_path, rows(["0.5"]), ITEMS[:2])
     kept = digests(first, rows(["0.5"]), ITEMS[:2])
@@ -270,13 +295,15 @@ def test_what_is_damaged_is_made_again_with_its_chunk_to_the_byte(
 def test_a_replay_of_the_records_gives_the_same_bytes(rows: Rows, tmp_path: Path) -> None:
     cells = rows(["0.5", "1"])
     drawn = made(tmp_path / "a", cells[:3])
-    drawn.render(cells, ITEMS, lambda count: None)
-    sources = Sources()
-    again = Engine(Store(tmp_path / "b", keys_of(sources)), sources)
-    for record in Store(tmp_path / "a", keys_of(sources)).records.values():
+    drawn.render(cells, ITEMS, quiet)
+    again, late = opened(tmp_path / "b"), opened(tmp_path / "b").store
+    for record in opened(tmp_path / "a").store.records.values():
         again.batch = record.batch
         again.make(record.pairs)
     assert digests(again, cells) == digests(drawn, cells)
+    assert not late.has(cells[0], ITEMS[0])
+    late.refresh()  # reads what another process committed meanwhile
+    assert late.sha256(cells[0], ITEMS) == digests(drawn, cells[:1])[0]
     assert again.counters.unet_rows == drawn.counters.unet_rows
 
 
@@ -405,12 +432,12 @@ def test_without_weights_method_rank_and_vectors_are_nothing(rows: Rows) -> None
 def test_nan_is_told_not_drawn(rows: Rows, tmp_path: Path) -> None:
     cells = rows(["1", "999999"], (1,))
     style = load(cells[0].context.style)
-    sources = Sources(_vectors={cells[0].context.style: 1e30 * style})
-    drawn = Engine(Store(tmp_path, keys_of(sources)), sources)
-    drawn.render(cells[1:], ITEMS[:2], lambda count: None)
+    loud = Sources(_vectors={cells[0].context.style: 1e30 * style})
+    drawn = Engine(Store(tmp_path, keys_of(loud)), loud)
+    drawn.render(cells[1:], ITEMS[:2], quiet)
     assert [p.status for p in drawn.store.pictures(cells[1], ITEMS[:2])] == ["nan"] * 2
     assert not list((tmp_path / "images").iterdir())
-    assert Store(tmp_path, keys_of(sources)).has(cells[1], ITEMS[0])  # it is not tried again
+    assert Store(tmp_path, keys_of(loud)).has(cells[1], ITEMS[0])  # it is not tried again
     with pytest.raises(NotFoundError, match="could be drawn"):
         drawn.store.pixels(cells[1], ITEMS[:2])
     with pytest.raises(NotFoundError, match="are not there"):
@@ -420,16 +447,15 @@ def test_nan_is_told_not_drawn(rows: Rows, tmp_path: Path) -> None:
 def test_a_batch_that_does_not_fit_is_halved_and_the_chunk_drawn_whole(
     rows: Rows, tmp_path: Path
 ) -> None:
-    sources, cells = Sources(), rows(["0.5"])
-    drawn = Engine(Store(tmp_path, keys_of(sources)), sources, batch=8)
-    unet = sources.base(cells[0].context.base).unet
+    drawn, cells = opened(tmp_path, batch=8), rows(["0.5"])
+    unet = drawn.sources.base(cells[0].context.base).unet
 
     def refuse(_: Any, args: Any) -> None:
         if len(args[0]) > 2:
             raise torch.OutOfMemoryError
 
     hook = unet.register_forward_pre_hook(refuse)
-    drawn.render(cells, ITEMS, lambda count: None)
+    drawn.render(cells, ITEMS, quiet)
     hook.remove()
     assert drawn.batch == 2
     assert drawn.counters.pictures == len(cells) * len(ITEMS)

@@ -200,7 +200,8 @@ class Sample:
         held, clip = self.references, self.judges.clip
         of_one = held and (held.captions is None or self.yardstick.style_set is not None)
         if held and clip and of_one and len(held.pixels) >= FEWEST_REFERENCES:
-            mean = self.judges.embeddings.of_pictures(clip, held.pixels).mean(axis=0, dtype=float)
+            rows = self.judges.embeddings.of_pictures(clip, held.pixels)
+            mean = rows.mean(axis=0, dtype=float)
             use = self._shown
             found[use] = self.rows(clip)[use] @ (mean / np.linalg.norm(mean))
         return found
@@ -225,5 +226,4 @@ class Sample:
 
 
 def _cosines(first: Rows, second: Rows) -> Values:
-    cosines: Values = np.einsum("nd,nd->n", first.astype(float), second.astype(float))
-    return cosines
+    return np.asarray(np.einsum("nd,nd->n", first.astype(float), second.astype(float)))

@@ -83,7 +83,7 @@ def told_of_loras(loras: Sequence[Lora]) -> dict[str, str]:
 def _tag_name(name: str) -> str:
     """A file's name without suffix, and without what would end it in a prompt."""
     stem = Path(name).stem if name.endswith(".safetensors") else Path(name).name
-    return re.sub(r"[:,<>\s]+", "-", stem).strip("-")
+    return re.sub(r"[:,<>\s\0]+", "-", stem).strip("-")
 
 
 def lora_hash(file: Path) -> str:

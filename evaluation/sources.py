@@ -205,6 +205,8 @@ def header(name: str, tau: TaskVector) -> dict[str, Any]:
     said = facts(tau)
     found = {key: said[key] for key in _SAID if key in said}
     wrong = [key for key, value in found.items() if type(value) is not _SAID[key]]
+    if not wrong and found.get("grid_points", 1) < 1:
+        wrong = ["grid_points"]
     if wrong:
         raise InvalidContentError(f"{name}: its header says {wrong[0]} {found[wrong[0]]!r:.60}")
     return found

@@ -158,6 +158,7 @@ def test_an_acceleration_vectors_file_tells_how_it_is_sampled(tmp_cwd: Path) -> 
     save(random_vector(2, 1.0, 1), "k40.safetensors", about=about)
     save(random_vector(2, 1.0, 1), "k50.safetensors", about={**about, "grid_points": 50})
     save(random_vector(2, 1.0, 1), "odd.safetensors", about={**about, "grid_points": "many"})
+    save(random_vector(2, 1.0, 1), "zero.safetensors", about={**about, "grid_points": 0})
     asked = resolved("k40.safetensors")
     assert (asked.sampler, asked.grid_points, asked.guidance) == ("ddim", 40, 1.0)
     assert header_notes(asked) == [
@@ -168,8 +169,9 @@ def test_an_acceleration_vectors_file_tells_how_it_is_sampled(tmp_cwd: Path) -> 
     both = resolved("k40.safetensors", "k50.safetensors")
     assert both.grid_points is None
     assert "different numbers of grid points" in header_notes(both)[-1]
-    with pytest.raises(InvalidContentError, match="says grid_points 'many'"):
-        resolved("odd.safetensors")
+    for name, said in (("odd", "'many'"), ("zero", "0")):
+        with pytest.raises(InvalidContentError, match=f"says grid_points {said}"):
+            resolved(f"{name}.safetensors")
 
 
 def test_the_sampler_is_told_the_grid_points(pipeline: Any) -> None:

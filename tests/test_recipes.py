@@ -88,9 +88,8 @@ axes:
 def test_the_command_line_wins(tmp_cwd: Path) -> None:
     Path("mine.yaml").write_text(RECIPE)
     whole = planned("--recipe", "mine.yaml")
-    assert [str(cell.l1) for cell in whole[:4:2]] == ["0.8", "1.1"]
-    styles = dict.fromkeys(cell.context.style for cell in whole)
-    assert list(styles) == ["noto", "twemoji:0.5,up=0"]
+    assert {str(cell.l1) for cell in whole} == {"0.8", "1.1"}
+    assert {cell.context.style for cell in whole} == {"noto", "twemoji:0.5,up=0"}
     assert len(whole) == 2 * 2 * 2 * 2  # with the default λ2
     own = planned("fluent-emoji", "--l1", "1", "--axis", "sampler=dpm++", "--recipe", "mine.yaml")
     assert {(c.context.style, str(c.l1), c.sampler, c.steps) for c in own} == {

@@ -22,7 +22,7 @@ from lcm_arith.bases import Base
 from lcm_arith.condition import Condition, joined
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.calibration import calibrated
-from lcm_arith.evaluation.mixing import mixed, plain
+from lcm_arith.evaluation.mixing import content, mixed
 from lcm_arith.evaluation.rows import Item, Mix, Row
 from lcm_arith.evaluation.sources import SMALL, Sources
 from lcm_arith.evaluation.store import Made, Pair, Record, Store
@@ -89,11 +89,9 @@ class Unit:
     """What is drawn with the same weights, step by step: the unit of work that is handed out.
 
     Args:
-        mixes: One, or one a step.
         rows: Every way of drawing with them.
     """
 
-    mixes: tuple[Mix, ...]
     rows: tuple[Row, ...]
 
 
@@ -105,20 +103,20 @@ def units(rows: Sequence[Row]) -> tuple[Unit, ...]:
     Raises:
         UsageError: If a schedule has another number of steps than its row.
     """
-    distinct = {(_mixes(row), *row.pixels_key): row for row in reversed(rows)}
+    distinct = {(_contents(row), *row.pixels_key): row for row in reversed(rows)}
     for row in distinct.values():
         if len(row.mixes) not in (1, row.steps):
             raise UsageError(
                 f"a schedule of {len(row.mixes)} λ does not fit {row.steps} steps",
                 hint="give one λ a step, such as 1.2/1.0/0.6/0.6 for 4 steps",
             )
-    ordered = sorted(distinct.values(), key=lambda row: repr((_mixes(row), row.pixels_key)))
-    found = [Unit(mixes, tuple(same)) for mixes, same in groupby(ordered, key=_mixes)]
+    ordered = sorted(distinct.values(), key=lambda row: repr((_contents(row), row.pixels_key)))
+    found = [Unit(tuple(same)) for _, same in groupby(ordered, key=_contents)]
     return tuple(sorted(found, key=lambda unit: all(row.role == "cell" for row in unit.rows)))
 
 
-def _mixes(row: Row) -> tuple[Mix, ...]:
-    return tuple(map(plain, row.mixes))
+def _contents(row: Row) -> tuple[Hashable, ...]:
+    return tuple(map(content, row.mixes))
 
 
 def chunks(items: Sequence[Item], block: int) -> Iterator[tuple[Item, ...]]:
@@ -151,7 +149,7 @@ class Engine:
     counters: Counters = field(default_factory=Counters)
     _teller: Teller = field(init=False)
     _base: tuple[str, Base, LiveWeights] | None = None
-    _applied: Mix | None = None
+    _applied: Hashable = None
     _text: Hashable = None
     _told: dict[Hashable, Condition] = field(default_factory=dict)
     _table: tuple[Hashable, Condition] | None = None
@@ -221,7 +219,7 @@ class Engine:
         self._applied = self._text = None
 
     def _block(self, unit: Unit) -> int:
-        few = self.sources.device == "cpu" and not self.sources.small(unit.mixes[0].base)
+        few = self.sources.device == "cpu" and not self.sources.small(unit.rows[0].context.base)
         return FEW if few else MANY
 
     def _first_batch(self, base: Base) -> int:
@@ -241,15 +239,16 @@ class Engine:
 
     def _apply(self, mix: Mix) -> None:
         """Makes the weights those of a mix."""
-        if mix == self._applied or self._base is None:
+        own = content(mix)
+        if own == self._applied or self._base is None:
             return
         made = mixed(mix, self.sources.vector)
         self._base[2].apply(made.vector)
         self.counters.weight_rebuilds += 1
-        self._applied, self._text = mix, made.text
+        self._applied, self._text = own, made.text
 
     def _draw(self, base: Base, pairs: Sequence[Pair], batch: int) -> list[Made]:
-        mixes, texts = _mixes(pairs[0][0]), _Texts()
+        mixes, texts = pairs[0][0].mixes, _Texts()
         columns = [
             texts.column(row, [item for _, item in same], self.sources.grid_points(row))
             for row, same in groupby(pairs, key=lambda pair: pair[0])

@@ -27,6 +27,12 @@ def plain(mix: Mix) -> Mix:
     return Mix(mix.base, NONE, NONE, ZERO, ZERO)
 
 
+def content(mix: Mix) -> Hashable:
+    """Equal of mixes that give equal weights, however they are written: ``a:2`` · 0.5 is ``a``."""
+    mix = plain(mix)
+    return (mix.base, terms(mix), mix.method, mix.rank, mix.te)
+
+
 def terms(mix: Mix) -> tuple[Term, ...]:
     """The vectors that are added, each with all of its λ but ``te``; the acceleration last."""
     style = [Term(term.name, _times(mix.l1, term.weights)) for term in style_terms(mix.style)]

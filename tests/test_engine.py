@@ -419,6 +419,17 @@ def test_a_name_holds_all_that_changes_pixels_and_nothing_else(rows: Rows, tmp_p
     assert len({key, *names}) == len(names) + 1
 
 
+def test_weights_written_in_another_way_are_one_unit_and_one_picture(rows: Rows) -> None:
+    (row,) = rows(["1"], (1,))
+    style = row.context.style
+    other = [
+        replace(row, l1=Decimal(weight), context=replace(row.context, style=f"{style}:{own}"))
+        for weight, own in (("0.5", "2"), ("2", "0.5"))
+    ]
+    assert len(units([row, *other])) == 1
+    assert len({keys_of(Sources()).key(each, ITEMS[0]) for each in (row, *other)}) == 1
+
+
 def test_without_weights_method_rank_and_vectors_are_nothing(rows: Rows) -> None:
     plain = [replace(r, l1=Decimal(0), l2=Decimal(0)) for r in rows(["0"], (1,))]
     odd = [replace(r, method="ties", rank=3, te=ONE, accel="none") for r in plain]

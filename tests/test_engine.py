@@ -171,9 +171,8 @@ def test_pictures_equal_those_of_set_adapters_one_at_a_time(
     assert float(np.abs(np.stack(exact) - np.stack(expected)).max()) <= 1e-5
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("kind", ["sd2v", "sdxl"])
-def test_every_kind_of_base_is_drawn_in_every_number_format(
+@pytest.mark.parametrize(("kind", "dtype"), [("sdxl", "float16"), ("sd2v", "bfloat16")])
+def test_other_kinds_of_base_are_drawn_in_other_number_formats(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str, dtype: str
 ) -> None:
     context = Context(str(request.getfixturevalue(f"tiny_{kind}")), negative="cat")
@@ -207,8 +206,8 @@ def test_an_acceleration_is_sampled_on_the_grid_points_it_was_distilled_on(
 def test_no_order_of_visits_changes_a_byte_of_pictures_or_base(
     rows: Rows, tmp_path: Path, dtype: str
 ) -> None:
-    cells = rows([str(Decimal(n) / 10) for n in (0, 3, 7, 11)], (1, 2))
-    items = ITEMS[:2]
+    cells = rows([str(Decimal(n) / 10) for n in (0, 3, 11)], (1, 2))
+    items = ITEMS[:1]
     base = sources(dtype).base(cells[0].context.base)
     before = weights(base.pipeline)
     whole, shuffled = made(tmp_path / "a", cells, items, dtype), opened(tmp_path / "b", dtype)

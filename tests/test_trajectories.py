@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,21 +44,12 @@ def column(sampler: str, steps: int, guidance: float = 1.0) -> Column:
 
 
 def alone(base: Base, told: Condition, one: Column) -> torch.Tensor:
-    """Each picture without the others."""
-    return torch.cat(
-        [
-            denoise(
-                base.pipeline,
-                rows(told, torch.tensor([own])),
-                rows(told, torch.tensor([uncond])),
-                [seed],
-                sampler=one.sampler,
-                steps=one.steps,
-                guidance=one.guidance,
-            )
-            for seed, own, uncond in zip(one.seeds, one.cond, one.uncond, strict=True)
-        ]
-    )
+    """The pictures of a column without those of others."""
+    own, uncond = (rows(told, torch.tensor(each)) for each in (one.cond, one.uncond[:1]))
+    return denoise(
+        base.pipeline, own, uncond, one.seeds,
+        sampler=one.sampler, steps=one.steps, guidance=one.guidance,
+    )  # fmt: skip
 
 
 def run(base: Base, told: Condition, columns: list[Column], batch: int = 8) -> tuple[Drawn, int]:
@@ -78,7 +70,9 @@ def test_steps_1_2_4_8_take_12_rows_and_give_the_pictures_of_15(
     batched, passes = run(sd15, told, columns, batch=4)
     assert passes == 1 + 2 + 2 * 1 + 4 * 1  # 2, 6, 4, 4, 2, 2, 2 and 2 rows in batches of 4
     for one, latents, more in zip(columns, drawn.latents, batched.latents, strict=True):
-        own = alone(sd15, told, one)
+        each = zip(one.seeds, one.cond, one.uncond, strict=True)
+        single = [replace(one, seeds=(s,), cond=(c,), uncond=(u,)) for s, c, u in each]
+        own = torch.cat([alone(sd15, told, picture) for picture in single])
         assert torch.equal(latents, own)
         # In their last bits the network's sums depend on how many rows it gets at once.
         assert torch.allclose(more, own, atol=2e-5, rtol=1e-5)

@@ -148,7 +148,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     is_cell = (cells["role"] == "cell").to_numpy()
     at = np.full((len(cells), len(vary)), -1)
-    at[is_cell] = np.array([axis.at for axis in vary]).reshape(len(vary), -1).T
+    at[is_cell] = np.array([axis.at for axis in vary]).reshape(len(vary), is_cell.sum()).T
     teachers = tables.companions(cells, "teacher")
     controls = tables.companions(cells, "control", same=("nfe",))
     best, based = tables.in_best_set(cells), tables.baselines(cells, comparisons)

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from lcm_arith.bases import Base
+from lcm_arith.combination import NONE
 from lcm_arith.condition import Condition, joined
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.calibration import calibrated
 from lcm_arith.evaluation.mixing import content, mixed
-from lcm_arith.evaluation.rows import Item, Mix, Row
+from lcm_arith.evaluation.rows import Item, Mix, Row, shown
 from lcm_arith.evaluation.sources import SMALL, Sources
 from lcm_arith.evaluation.store import Made, Pair, Record, Store
 from lcm_arith.evaluation.telling import Teller
@@ -94,11 +95,25 @@ class Unit:
 
     rows: tuple[Row, ...]
 
+    @property
+    def label(self) -> str:
+        """The weights in words: ``noto 0.8 + lcm 1``."""
+        vectors = (("style", "l1"), ("accel", "l2"))
+        return " + ".join(found for pair in vectors if (found := self._told(*pair))) or "no vector"
+
+    def _told(self, vector: str, weight: str) -> str:
+        mixes = self.rows[0].mixes
+        names = dict.fromkeys(getattr(mix, vector) for mix in mixes)
+        name = next((name for name in names if name != NONE), "")
+        each = tuple(getattr(mix, weight) for mix in mixes)
+        return name and f"{name.rpartition('/')[2]} {shown(each[0], each[1:] and each)}"
+
 
 def units(rows: Sequence[Row]) -> tuple[Unit, ...]:
-    """Rows by their weights; rows that differ in their role alone count once.
+    """Rows by their weights, bases together; rows that differ in their role alone count once.
 
-    Margins and controls come first, so that what a cut grid holds of its cells can be measured.
+    Of each base margins and controls come first: what a cut grid holds of its cells can then be
+    measured.
 
     Raises:
         UsageError: If a schedule has another number of steps than its row.
@@ -112,7 +127,11 @@ def units(rows: Sequence[Row]) -> tuple[Unit, ...]:
             )
     ordered = sorted(distinct.values(), key=lambda row: repr((_contents(row), row.pixels_key)))
     found = [Unit(tuple(same)) for _, same in groupby(ordered, key=_contents)]
-    return tuple(sorted(found, key=lambda unit: all(row.role == "cell" for row in unit.rows)))
+    return tuple(sorted(found, key=_turn))
+
+
+def _turn(unit: Unit) -> tuple[str, bool]:
+    return unit.rows[0].context.base, all(row.role == "cell" for row in unit.rows)
 
 
 def _contents(row: Row) -> tuple[Hashable, ...]:
@@ -141,12 +160,14 @@ class Engine:
         batch: Rows that the UNet gets at once. None is fixed on the CPU, and measured once on CUDA;
             what it became stands here afterwards.
         counters: Work that was really done.
+        drawing: The unit that is being drawn.
     """
 
     store: Store
     sources: Sources
     batch: int | None = None
     counters: Counters = field(default_factory=Counters)
+    drawing: Unit | None = None
     _teller: Teller = field(init=False)
     _base: tuple[str, Base, LiveWeights] | None = None
     _applied: Hashable = None
@@ -175,6 +196,7 @@ class Engine:
         started = time.perf_counter()
         try:
             for unit in units(rows):
+                self.drawing = unit
                 for chunk in chunks(items, self._block(unit)):
                     pairs = [(row, item) for row in unit.rows for item in chunk]
                     absent = {self.store.key(*p): p for p in pairs if not self.store.has(*p)}

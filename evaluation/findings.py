@@ -122,6 +122,7 @@ def find(result: Result, asked: Asked | None = None) -> Findings:
     ranked = tuple(cells[n] for n in np.lexsort((-merit, -found.p)))  # NaN comes last
     best = {cells[n]: float(found.p[n]) for n in found.members}
     named = asked.baseline or cell_at(result.grid, *PAPER)
+    named = named if named in cells else None  # it lacks a picture
     against = named or ranked[0]
     return Findings(
         metric=metric,

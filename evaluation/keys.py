@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -16,6 +16,14 @@ from lcm_arith.evaluation.sources import Sources
 from lcm_arith.sampling import SAMPLERS
 
 LENGTH: Final = 32  # hex digits of a name
+PACKAGES: Final = ("lcm-arith", "torch", "diffusers", "transformers")
+"""What computes the pixels."""
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of those that are installed."""
+    return {name: version(name) for name in PACKAGES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +35,14 @@ class Keys:
         vector: Vector, as rows name it → digest of its file.
         dtype: Number format of the base's weights.
         fast: As in ``lcm_arith.sampling.sample``.
+        versions: Package → version, of what computes the pixels.
     """
 
     base: Callable[[str], str]
     vector: Callable[[str], str]
     dtype: str = "float32"
     fast: bool = False
+    versions: Mapping[str, str] = field(default_factory=_versions)
     _rows: dict[Row, dict[str, Any]] = field(default_factory=dict)
 
     def facts(self, row: Row, item: Item) -> dict[str, Any]:
@@ -54,7 +64,7 @@ class Keys:
     def _row(self, row: Row) -> dict[str, Any]:
         sampler = SAMPLERS[row.sampler]
         return {
-            "versions": _versions(),
+            "versions": dict(self.versions),
             "base": self.base(row.context.base),
             "mixes": [self._mix(plain(mix)) for mix in row.mixes],
             "sampler": [sampler.scheduler, sampler.options],
@@ -82,9 +92,3 @@ def keys_of(sources: Sources, *, fast: bool = False) -> Keys:
 def canonical(facts: Any) -> bytes:
     """JSON of one spelling."""
     return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-@cache
-def _versions() -> dict[str, str]:
-    """What computes the pixels."""
-    return {name: version(name) for name in ("lcm-arith", "torch", "diffusers", "transformers")}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any, Final
 
 from lcm_arith.errors import InvalidContentError, NotFoundError
 from lcm_arith.evaluation.asked import Asked, Margin
+from lcm_arith.evaluation.keys import PACKAGES, Keys
 from lcm_arith.evaluation.metrics import METRICS
 from lcm_arith.evaluation.plan import Grid, as_json, digest, from_json
 from lcm_arith.evaluation.rows import keys, of_keys
 from lcm_arith.evaluation.stats import RESAMPLES
+from lcm_arith.evaluation.store import Pair
 from lcm_arith.formats.container import write_bytes
 
 NAME: Final = "manifest.json"
+OTHER: Final = "manifest-{}.json"
+"""Of a question that was asked of the same folder before."""
 SCHEMA: Final = 1
 _VERSIONS: Final = (
     "lcm-arith", "torch", "diffusers", "transformers", "peft", "numpy", "pandas",
@@ -74,7 +79,7 @@ class Manifest:
         csv: The table of the cells, where it is not the folder's own.
         argv: The command line.
         confirmed: The grids that confirmed its best cells.
-        facts: Digests, counters, times: told, and not read again.
+        facts: Digests, versions, counters, times of what was drawn.
     """
 
     grid: Grid
@@ -90,17 +95,51 @@ class Manifest:
         """The same with more facts."""
         return replace(self, facts={**self.facts, **facts})
 
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The plan, and what confirmed it."""
+        return (self.grid, *self.confirmed)
+
+    @property
+    def keys(self) -> Keys:
+        """Names of its pictures, by what was noted of bases and vectors: none of them is read."""
+        facts = self.facts
+        versions = {name: facts["versions"][name] for name in PACKAGES}
+        bases, vectors = facts["bases"], facts["vectors"]
+        return Keys(bases.__getitem__, vectors.__getitem__, self.how.dtype, self.how.fast, versions)
+
+    def pairs(self) -> Iterator[Pair]:
+        """Every picture that it needs."""
+        for grid in self.grids:
+            for row in {row.pixels_key: row for row in grid.rows}.values():
+                yield from ((row, item) for item in grid.items)
+
 
 def write(manifest: Manifest, folder: Path) -> Path:
-    """Puts it into a folder, whole or not at all; its path."""
+    """Puts it into a folder, whole or not at all; its path.
+
+    One that is there and is not a part of this one stays under another name: gc leaves its
+    pictures alone.
+    """
     path = folder / NAME
+    with suppress(NotFoundError, InvalidContentError):
+        before = read(folder)
+        if not _holds(manifest.grid, before.grid):
+            name = OTHER.format(digest(json.dumps(as_json(before.grid)))[:8])
+            write_bytes(folder / name, path.read_bytes(), force=True)
     text = json.dumps(_as_json(manifest), indent=1, ensure_ascii=False, sort_keys=True)
     write_bytes(path, f"{text}\n".encode(), force=True)
     return path
 
 
+def _holds(grid: Grid, part: Grid) -> bool:
+    """Whether a grid needs all pictures of another."""
+    rows = {row.pixels_key for row in grid.rows}
+    return set(part.items) <= set(grid.items) and all(r.pixels_key in rows for r in part.rows)
+
+
 def read(folder: Path) -> Manifest:
-    """The manifest of a folder.
+    """The manifest of a folder, or in a file.
 
     Raises:
         NotFoundError: If it has none.
@@ -137,7 +176,6 @@ def _as_json(manifest: Manifest) -> dict[str, Any]:
         "schema_version": SCHEMA,
         "argv": list(manifest.argv),
         "csv": manifest.csv and str(manifest.csv),
-        "versions": versions(),
         "plan": as_json(manifest.grid),
         "prompts_sha256": digest("\n".join(manifest.grid.prompts)),
         "confirmed": [as_json(grid) for grid in manifest.confirmed],

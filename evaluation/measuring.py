@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pandas as pd
 
 from lcm_arith.embedded.probe import load_probe
-from lcm_arith.errors import NotFoundError
+from lcm_arith.errors import DivergedError, NotFoundError
 from lcm_arith.evaluation.best import score
 from lcm_arith.evaluation.engine import Counters
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, named
@@ -30,7 +31,6 @@ from lcm_arith.evaluation.references import References, true_references
 from lcm_arith.evaluation.required import empty, expected
 from lcm_arith.evaluation.rows import Row
 from lcm_arith.evaluation.sample import Sample
-from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.store import OK, Picture, Store
 from lcm_arith.evaluation.yardstick import Yardstick, cell_means
 
@@ -39,6 +39,14 @@ ERROR: Final = "error"
 
 OnStage = Callable[[str, int, int, str], None]
 """(stage, done, total, note)."""
+
+
+class Reader(Protocol):
+    """Knows what the text encoders of bases read: ``Sources``, or what was noted of them."""
+
+    def too_long(self, name: str, prompts: Sequence[str]) -> list[str]:
+        """Prompts of which that of a base reads only the beginning."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,24 +155,25 @@ class Measuring:
         return (setting.base, setting.teacher, *best)
 
 
-def measured(
-    measuring: Measuring, sources: Sources, counters: Counters, on_stage: OnStage
-) -> Result:
+def measured(measuring: Measuring, reader: Reader, counters: Counters, on_stage: OnStage) -> Result:
     """The tables of a drawn grid; cells that lack a picture are left out, and said.
 
     Args:
         measuring: What it is measured with.
-        sources: Of its bases.
+        reader: Of its bases.
         counters: Work that drawing it took.
         on_stage: Told about progress.
 
     Raises:
-        NotFoundError: If the pictures of a base row, a teacher or all controls are not there.
+        NotFoundError: If the pictures of a base row, a teacher, all controls or all cells are not
+            there.
+        DivergedError: If no cell could be drawn.
     """
     grid, lines = measuring.grid, _Lines(measuring)
     of_setting = {s.context: measuring.samples(s) for s in grid.settings}
     margins = [r for s in grid.settings for r in measuring.margins(s, of_setting[s.context])]
     why = {cell: measuring.status(cell) for cell in grid.cells}
+    _check_any(measuring.store, why)
     rows = (*margins, *(cell for cell, status in why.items() if status == OK))
     for done, row in enumerate(rows, 1):
         lines.add(row, of_setting[row.context](row))
@@ -179,12 +188,23 @@ def measured(
         lines.metrics,
         Pixels(measuring.store, grid),
         list(dict.fromkeys(p for each in yardsticks for p in each.unknown_prompts)),
-        _cut_prompts(grid, sources),
+        cut_prompts(grid, reader),
         counters,
         left,
         pd.DataFrame([lines.left(*each) for each in left.items()], columns=list(CELL_COLUMNS)),
         measuring.empty(),
     )
+
+
+def _check_any(store: Store, why: Mapping[Row, str]) -> None:
+    """Raises where no cell has all its pictures."""
+    if OK in why.values():
+        return
+    counts = ", ".join(f"{n} {status}" for status, n in Counter(why.values()).items())
+    what = f"{store.folder}: none of {len(why)} cells has all its pictures ({counts})"
+    if MISSING in why.values():
+        raise NotFoundError(what, hint="run the same grid again: it makes what is missing")
+    raise DivergedError(what, hint="smaller λ, or --dtype float32; see the adapters with inspect")
 
 
 @dataclass(eq=False)
@@ -278,7 +298,8 @@ def best_row(samples: Mapping[Row, Sample]) -> Row:
     return list(samples)[int(np.argmax(score(means(metric), BETTER[metric])))]
 
 
-def _cut_prompts(grid: Grid, sources: Sources) -> list[str]:
+def cut_prompts(grid: Grid, reader: Reader) -> list[str]:
+    """Prompts of which a text encoder reads only the beginning."""
     bases = dict.fromkeys(setting.context.base for setting in grid.settings)
-    cut = {prompt for base in bases for prompt in sources.too_long(base, grid.prompts)}
+    cut = {prompt for base in bases for prompt in reader.too_long(base, grid.prompts)}
     return [prompt for prompt in grid.prompts if prompt in cut]

@@ -82,7 +82,8 @@ def draw_grid(
     def on_rows(rows: int) -> None:
         nonlocal done
         done += rows
-        on_stage("draw", done, total, "UNet passes")
+        unit = f" {engine.drawing.label}" if engine.drawing else ""
+        on_stage("draw", done, total, f"UNet rows{unit}")
 
     engine.render(rows, grid.items, on_rows)
     return Drawn(engine.store, rows, engine.counters)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,15 @@ from lcm_arith.evaluation.engine import Counters
 from lcm_arith.evaluation.findings import Answer, answer
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.judges import Judges, load_judges
-from lcm_arith.evaluation.keys import keys_of
 from lcm_arith.evaluation.manifest import Manifest
-from lcm_arith.evaluation.measuring import MISSING, Measuring, OnStage, measured
+from lcm_arith.evaluation.measuring import (
+    MISSING,
+    Measuring,
+    OnStage,
+    Reader,
+    cut_prompts,
+    measured,
+)
 from lcm_arith.evaluation.mixing import terms
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.references import References, read_references
@@ -65,6 +71,16 @@ class Concluded:
             )
 
 
+@dataclass(frozen=True)
+class _Noted:
+    """What a manifest says of the prompts that were cut."""
+
+    cut: Sequence[str]
+
+    def too_long(self, name: str, prompts: Sequence[str]) -> list[str]:
+        return [prompt for prompt in prompts if prompt in self.cut]
+
+
 @dataclass(frozen=True, eq=False)
 class Session:
     """A manifest's question, ready to be worked on.
@@ -98,9 +114,8 @@ class Session:
                 used; nothing is drawn then.
             StorageError: If the disk refuses.
         """
-        references = self._references()
-        tools = self.manifest.tools
-        require(tools.required, self.manifest.grid, self.judges, references)
+        references = self._references(self._sides())
+        require(self.manifest.tools.required, self.manifest.grid, self.judges, references)
         grids: list[Grid] = []
         total = Counters()
 
@@ -124,13 +139,17 @@ class Session:
     def report(self) -> Concluded:
         """The same from the pictures that are there; a confirmation only if it is whole.
 
+        Neither bases nor vectors are read: the manifest says what pictures of them are called.
+
         Raises:
             NotFoundError: If pictures of a base row, a teacher or all controls are missing.
         """
-        references, store = self._references(), self.store()
+        facts = self.manifest.facts
+        references, noted = self._references(facts["sides"]), _Noted(facts["cut_prompts"])
+        store = self.store()
 
         def there(grid: Grid) -> Result:
-            return self._measured(grid, store, references, Counters())
+            return self._measured(grid, store, references, noted, Counters())
 
         result = there(self.manifest.grid)
         try:
@@ -146,34 +165,42 @@ class Session:
         engine = draw_grid(
             grid, self.sources, folder=self.folder, on_stage=self.on_stage, fast=how.fast
         )
-        return self._measured(grid, engine.store, references, engine.counters)
+        return self._measured(grid, engine.store, references, self.sources, engine.counters)
 
     def _measured(
-        self, grid: Grid, store: Store, references: Mapping[str, References], counters: Counters
-    ) -> Result:
+        self, grid: Grid, store: Store, references: Mapping[str, References], reader: Reader,
+        counters: Counters,
+    ) -> Result:  # fmt: skip
         measuring = Measuring(grid, store, self.judges, references, self.manifest.tools.metrics)
-        return measured(measuring, self.sources, counters, self.on_stage)
+        return measured(measuring, reader, counters, self.on_stage)
 
     def store(self) -> Store:
-        """The pictures of the folder."""
-        return Store(self.folder, keys_of(self.sources, fast=self.manifest.how.fast))
+        """The pictures of the folder, called as when they were drawn."""
+        return Store(self.folder, self.manifest.keys)
 
-    def _references(self) -> dict[str, References]:
+    def _sides(self) -> dict[str, int]:
+        """Base → side of its pictures, px, where that matters."""
+        bases = dict.fromkeys(s.context.base for s in self.manifest.grid.settings)
+        asked = self.manifest.tools.style_refs is not None
+        return {base: self.sources.side(base) for base in bases} if asked else {}
+
+    def _references(self, sides: Mapping[str, int]) -> dict[str, References]:
         """Base → the pictures of ``--style-refs``, in the size of its pictures."""
         folder = self.manifest.tools.style_refs
-        bases = dict.fromkeys(s.context.base for s in self.manifest.grid.settings)
-        sides = {base: self.sources.side(base) for base in bases} if folder else {}
         return {
             base: read_references(folder, (side, side)) for base, side in sides.items() if folder
         }
 
     def _digests(self) -> dict[str, Any]:
-        """sha256 of what the pictures are made of and measured with."""
+        """What the pictures are made of and measured with: sha256, versions, sizes."""
         rows = self.manifest.grid.rows
         bases = dict.fromkeys(row.context.base for row in rows)
         names = dict.fromkeys(term.name for row in rows for mix in row.mixes for term in terms(mix))
         refs = self.manifest.tools.style_refs
         return {
+            "versions": manifests.versions(),
+            "cut_prompts": cut_prompts(self.manifest.grid, self.sources),
+            "sides": self._sides(),
             "bases": {base: self.sources.base_digest(base) for base in bases},
             "vectors": {name: self.sources.vector_digest(name) for name in names},
             "style_refs": {p.name: sha256(p) for p in sorted(refs.iterdir()) if p.is_file()}

@@ -79,7 +79,7 @@ def test_grid_eval_writes_its_tables_and_resumes(tmp_cwd: Path) -> None:
     assert first.psnr.tolist()[1] == float("inf")
     assert first.psnr.notna().all()
     assert (first.color_swd > 20).all()  # far from black
-    assert first.ssim.isna().all()
+    assert first.luma_shift.isna().all()
     assert first.role.tolist() == ["base", "teacher", "control", "cell"]
     assert {"images.csv", "sheet.png"} <= {path.name for path in Path("grid").iterdir()}
     before = {p: p.stat().st_mtime_ns for p in Path("grid/images").iterdir()}

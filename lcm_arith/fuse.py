@@ -50,10 +50,10 @@ class LiveWeights:
                 _weight(self.pipeline, module).copy_(self._pristine[module])
             for module, weight in targets.items():
                 pristine = self._pristine.setdefault(module, weight.detach().clone())
-                delta = tau[module].dense().to(weight.device)
+                delta = tau[module].to(weight.device).dense()
                 whole = pristine.float()
                 if module + GAIN in tau:
-                    gain = tau[module + GAIN].dense().to(weight.device)
+                    gain = tau[module + GAIN].to(weight.device).dense()
                     whole = whole + whole * gain.reshape(-1, *(1,) * (weight.ndim - 1))
                 weight.copy_(whole + delta.reshape(weight.shape))
 

@@ -75,19 +75,23 @@ class Sample:
     @cached_property
     def judged(self) -> dict[str, np.ndarray]:
         """Metrics of the yardstick."""
-        return self.yardstick.true_metrics(
-            self.pixels, self.rows(self.judges.embedded), self.prompts
-        )
+        return self.yardstick.true_metrics(self.pixels, self._embedded, self.prompts)
 
     @property
     def diversity(self) -> float:
         """Of the seeds of a caption, over that of its true pictures."""
-        return self.yardstick.diversity(self._by_caption(self.judges.embedded), self.captions)
+        return self.yardstick.diversity(self._by_caption(self._embedded), self.captions)
 
-    def _by_caption(self, model: Embedder) -> Rows:
+    @property
+    def _embedded(self) -> Rows:
+        """The embedded judge's rows; empty ones where the yardstick does not look at them."""
+        if not self.yardstick.reads_embeddings:
+            return np.empty((len(self.pixels), 0), np.float32)
+        return self.rows(self.judges.embedded)
+
+    def _by_caption(self, rows: Rows) -> Rows:
         """``[captions, seeds, d]``."""
-        rows = self.rows(model)
-        return rows.reshape(len(self.captions), -1, rows.shape[1])
+        return rows.reshape(len(self.captions), self.seeds, rows.shape[1])
 
     # --- pixels ---
 
@@ -183,7 +187,7 @@ class Sample:
         model = self.judges.dino
         if model is None or self.seeds < 2:
             return self._empty()
-        groups = self.other._by_caption(model).astype(float)
+        groups = self._by_caption(self.other.rows(model)).astype(float)
         sums = np.einsum("csd,ctd->c", groups, groups) - np.einsum("csd,csd->c", groups, groups)
         between = np.repeat(sums / (self.seeds * (self.seeds - 1)), self.seeds)
         room = 1 - between

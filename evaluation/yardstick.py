@@ -84,6 +84,11 @@ class Yardstick:
         """Prompts without a true picture: no shipped caption."""
         return [prompt for prompt in self.prompts if prompt not in self._true]
 
+    @property
+    def reads_embeddings(self) -> bool:
+        """Whether any of its metrics is defined that needs the judge's embeddings."""
+        return bool(self._true or self.style_set)
+
     def picture_metrics(
         self, pixels: np.ndarray, prompts: Sequence[str], teacher: np.ndarray | None = None
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:

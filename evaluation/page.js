@@ -271,15 +271,20 @@ $("map").addEventListener("keydown", (event) => {
 
 // Tip ----------------------------------------------------------------------------------------------
 
+// Beside the panel, so that it hides no other cell; where there is no room, above or below.
 function tip(row, element) {
   const box = $("tip");
   box.replaceChildren(make("strong", {}, title(row)), ...details(row, metric()).map((line) => make("span", {}, line)));
   box.hidden = false;
   const at = element.getBoundingClientRect();
+  const panel = (element.closest("figure") ?? element).getBoundingClientRect();
   const { width, height } = box.getBoundingClientRect();
+  const [wide, high] = [document.documentElement.clientWidth, document.documentElement.clientHeight];
+  const inside = (value, size, room) => Math.max(8, Math.min(value, room - size - 8));
+  const beside = [panel.right + 12, panel.left - width - 12].find((left) => left >= 8 && left + width + 8 <= wide);
   const above = at.top - height - 12;
-  box.style.left = `${Math.max(8, Math.min(at.left + at.width / 2 - width / 2, document.documentElement.clientWidth - width - 8))}px`;
-  box.style.top = `${above > 8 ? above : at.bottom + 12}px`;
+  box.style.left = `${beside ?? inside(at.left + at.width / 2 - width / 2, width, wide)}px`;
+  box.style.top = `${beside !== undefined ? inside(at.top - 8, height, high) : above > 8 ? above : at.bottom + 12}px`;
 }
 
 function hideTip() { $("tip").hidden = true; }

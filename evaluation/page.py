@@ -33,7 +33,8 @@ class Facts:
     Args:
         title: Over everything.
         metric: What decides which cell is best, and is shown first.
-        lines: What the grid says, the most important first.
+        lines: What the grid says, the most important first; one that ends with ``:`` is the name
+            of what the next ones speak of.
         notes: What to beware of.
         files: Names of the other files beside the page.
     """
@@ -75,10 +76,11 @@ def page(
 
 def _document(facts: Facts, said: dict[str, Any]) -> bytes:
     style, script = _part("page.css"), _part("page.js") + _part("page_views.js")
+    lead = [line for line in facts.lines[:1] if not line.endswith(":")]
     parts = {
         "title": _text(facts.title),
-        "lead": _text(facts.lines[0] if facts.lines else ""),
-        "lines": "".join(f"<li>{_text(line)}</li>" for line in facts.lines[1:]),
+        "lead": _text("".join(lead)),
+        "lines": "".join(map(_line, facts.lines[len(lead) :])),
         "notes": "".join(f"<li>{_text(note)}</li>" for note in facts.notes),
         "files": "".join(
             f'<li><a href="{quote(name, safe="", errors="replace")}">{_text(name)}</a></li>'
@@ -101,6 +103,11 @@ def _part(name: str) -> str:
 
 def _text(text: str) -> str:
     return html.escape(clean(text))
+
+
+def _line(line: str) -> str:
+    name = ' class="name"' if line.endswith(":") else ""
+    return f"<li{name}>{_text(line)}</li>"
 
 
 def _hash(part: str) -> str:

@@ -195,8 +195,8 @@ $("pareto").addEventListener("keydown", (event) => {
 
 const order = { column: null, up: true };
 const COLUMNS = [
-  { name: "row", word: true, sort: (row) => row.index, cell: (row) => make("button", { type: "button", onclick: () => show(row, true) }, row.role) },
-  ...axes.map((axis, n) => ({ name: axis.name, sort: (row) => (row.at ? row.at[n] : null), cell: (row) => (row.at ? make("bdi", {}, axis.values[row.at[n]]) : "") })),
+  { name: "row", word: true, sort: (row) => row.index, cell: (row) => make("button", { type: "button", onclick: () => show(row, true) }, row.at ? "cell" : title(row)) },
+  ...axes.map((axis, n) => ({ name: axis.name, sort: (row) => (row.at ? row.at[n] : null), cell: (row) => (row.at ? make("bdi", { title: axis.values[row.at[n]] }, axis.values[row.at[n]]) : "") })),
   { name: "NFE", sort: (row) => row.nfe, cell: (row) => String(row.nfe) },
   { name: "P(best)", sort: (row) => row.chance, cell: (row) => (row.at && row.chance !== null ? percent(row.chance) : "") },
   ...metrics.map((one, n) => ({ name: one.key, metric: n, sort: (row) => valueOf(row, one), cell: (row) => value(row, one) })),

@@ -104,6 +104,7 @@ def command(
     from lcm_arith.combination import NONE, combine_terms, distance_to_sum
     from lcm_arith.elementwise import How
     from lcm_arith.formats.writers import dit_spelling
+    from lcm_arith.headers import kept
 
     given = read_terms(terms or [], l1, l2)
     options.check_base(base, (is_dora(term.name) for term in given if term.name != NONE))
@@ -111,7 +112,6 @@ def command(
     choices = {"density": density, "space": space, "seed": seed}
     chosen = {name: value for name, value in choices.items() if value is not None}
     how = How(**chosen) if chosen else None  # type: ignore[arg-type]  # each has its own type
-    about = {"kind": "combined"}
     told = {
         "terms": [{"name": t.name, "weight": str(t.weights)} for t in given],
         "method": method,
@@ -123,6 +123,7 @@ def command(
             given, method=method, budget=budget, how=how, base=base, policy=policy, device=device,
             spelling=dit_spelling(form.value),
         )  # fmt: skip
+        about = {"kind": "combined", **kept(tau)}
         result = write_vector(tau, to.path, dtype=dtype, force=force, about=about, form=form.value)
         result = to.put(result, "combine")
     result["distance_to_sum"] = distance_to_sum(tau)

@@ -184,6 +184,7 @@ def make_cells(
         if one is not None and name in given:
             raise UsageError(f"--axis {name}: {one} is given, too", hint="name it in the axis")
         given.setdefault(name, (usual if one is None else one,))
+    given = dict(sorted(given.items(), key=lambda pair: not AXES[pair[0]].context))
     first, second = parse_weights(l1, "--l1"), parse_weights(l2, "--l2")
     counts = parse_counts(steps, "--steps")
     _check_schedules(first, counts, "--l1")

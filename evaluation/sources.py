@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
 
 import torch
 
@@ -16,9 +15,10 @@ from lcm_arith.base_files import PARTS, file_digest, folder_kind, weight_files
 from lcm_arith.bases import Base, load_base
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
-from lcm_arith.errors import IncompatibleError, InvalidContentError
+from lcm_arith.errors import IncompatibleError
 from lcm_arith.evaluation.rows import Row
 from lcm_arith.families import Family, check_same_family, embedded, family, misfits
+from lcm_arith.headers import header
 from lcm_arith.modules import EMBEDDED
 from lcm_arith.sampling import too_long
 from lcm_arith.vector import TaskVector
@@ -189,27 +189,6 @@ class Sources:
                 header(accel, named[accel])
             for name, tau in named.items():
                 _check_fits(base, name, tau)
-
-
-_SAID: Final = {"sampler": str, "grid_points": int, "omega": str}
-
-
-def header(name: str, tau: TaskVector) -> dict[str, Any]:
-    """What the file of an acceleration vector says of how it is sampled.
-
-    ``sampler``, ``grid_points`` (K of the distillation) and ``omega``, as far as they are there.
-
-    Raises:
-        InvalidContentError: If one is none of what this package writes.
-    """
-    said = facts(tau)
-    found = {key: said[key] for key in _SAID if key in said}
-    wrong = [key for key, value in found.items() if type(value) is not _SAID[key]]
-    if not wrong and found.get("grid_points", 1) < 1:
-        wrong = ["grid_points"]
-    if wrong:
-        raise InvalidContentError(f"{name}: its header says {wrong[0]} {found[wrong[0]]!r:.60}")
-    return found
 
 
 def _folder_digest(folder: Path) -> str:

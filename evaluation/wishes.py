@@ -13,13 +13,12 @@ from lcm_arith.combination import NONE
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.lists import parse_schedule
-from lcm_arith.evaluation.sources import header
 from lcm_arith.families import embedded
+from lcm_arith.headers import FAST, header
 
 DOZEN: Final = 12
 _FEW: Final = 4  # steps where a vector accelerates
 _FEW_STEPS: Final = ("lcm", "tcd")  # samplers that are for few
-_FAST: Final = ("acceleration", "combined")
 
 
 _NOTES: Final = {
@@ -77,7 +76,7 @@ class Wish:
             raise UsageError("a prompt is empty", hint="leave it out to draw a dozen captions")
         named = tuple(split_weight(text) for text in vectors)
         taus = {name: load(name) for name, _ in named if name != NONE}
-        fast = {name: tau for name, tau in taus.items() if facts(tau).get("kind") in _FAST}
+        fast = {name: tau for name, tau in taus.items() if facts(tau).get("kind") in FAST}
         headers = {name: header(name, tau) for name, tau in fast.items()}
         chosen = sampler or _agreed(headers, "sampler") or ("lcm" if fast else "dpm++")
         family = embedded()

@@ -64,7 +64,7 @@ def test_an_axis_sets_its_field_to_each_value(axis: str, values: list[Any]) -> N
 
 
 def test_axes_multiply_and_those_of_one_context_stay_together() -> None:
-    made = cells("style=none,noto", "sampler=lcm,ddim", l1="0.6,0.8", steps="1,2")
+    made = cells("sampler=lcm,ddim", "style=none,noto", l1="0.6,0.8", steps="1,2")
     assert [(c.context.style, c.sampler, str(c.l1), c.steps) for c in made] == [
         ("none", "lcm", "0", 1), ("none", "lcm", "0", 2),
         ("none", "ddim", "0", 1), ("none", "ddim", "0", 2),

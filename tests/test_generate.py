@@ -166,6 +166,10 @@ def test_an_acceleration_vectors_file_tells_how_it_is_sampled(tmp_cwd: Path) -> 
         "ω = 7.5"
     ]
     assert resolved("k40.safetensors", sampler="lcm").sampler == "lcm"
+    for name, method in (("sum", "linear"), ("ties", "ties")):
+        terms = ("noto:0.8", "k40.safetensors:0.5,mid=1")
+        run("combine", *terms, "--method", method, "--rank", "2", "-o", f"{name}.safetensors")
+        assert resolved(f"{name}.safetensors").grid_points == 40
     both = resolved("k40.safetensors", "k50.safetensors")
     assert both.grid_points is None
     assert "different numbers of grid points" in header_notes(both)[-1]

@@ -162,10 +162,10 @@ class Session:
 
     def _drawn(self, grid: Grid, references: Mapping[str, References]) -> Result:
         how = self.manifest.how
-        engine = draw_grid(
+        drawn = draw_grid(
             grid, self.sources, folder=self.folder, on_stage=self.on_stage, fast=how.fast
         )
-        return self._measured(grid, engine.store, references, self.sources, engine.counters)
+        return self._measured(grid, drawn.store, references, self.sources, drawn.counters)
 
     def _measured(
         self, grid: Grid, store: Store, references: Mapping[str, References], reader: Reader,

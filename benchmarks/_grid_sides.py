@@ -28,7 +28,6 @@ from lcm_arith.evaluation.store import Pair, Store
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.vector import TaskVector
 
-
 Name = tuple[str, str, int, Item]
 """λ1, λ2, steps, (prompt, seed) of a picture."""
 

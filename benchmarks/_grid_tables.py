@@ -124,15 +124,15 @@ def same_section(
         "another order with small networks, for half formats are slow on a CPU.",
         ("", "found", "goal"),
     )
-    made.rows += [
+    made.rows.extend((
         ("pixels in [0, 1], float32, largest difference",
          made.held(same.apart, EQUAL, "pixels"), f"≤ {EQUAL:g}"),
-        ("beside: our own pictures of two λ pairs, largest difference", f"{same.moved:.2f}", ""),
+        ("beside: our own pictures of two λ pairs, largest difference", f"{same.moved:.1e}", ""),
         ("stored pictures, largest difference, levels of 255", str(same.levels), ""),
         ("stored values that differ at all", f"{same.share:.1e}", ""),
         ("pictures of one process per cell, levels of 255", str(processes.levels), ""),
         ("base weights the same bytes afterwards", "yes" if same.weights else "no", "yes"),
-    ]  # fmt: skip
+    ))  # fmt: skip
     made.held(float(not same.weights), 0, "weights that changed")
     for dtype, (pictures, differing, distinct) in shuffled.items():
         made.held(float(differing), 0, f"{dtype} in another order")
@@ -146,25 +146,26 @@ def same_section(
 def race_section(raced: Raced, base: str) -> Section:
     """Time beside the good script."""
     plan, device = raced.plan, raced.device
+    kind = "CPU" if device == "cpu" else "wall"
     made = Section(
         f"Beside a good diffusers script, {'CPU' if device == 'cpu' else 'GPU'}",
         f"{base}, {raced.flops[0] / 1e9:.3g} GFLOP a UNet row. {plan.pairs} λ pairs × steps "
-        f"{', '.join(map(str, plan.steps))} × {len(plan.items)} pictures. The script loads once, calls `set_adapters` per cell, has "
-        f"its embeddings cached, draws {raced.batch} pictures at once and decodes them so; both "
-        f"sides write PNG files; loading is not counted. Medians of {len(raced.ours)} rounds in "
-        f"turn, {'CPU' if device == 'cpu' else 'wall'} seconds.",
+        f"{', '.join(map(str, plan.steps))} × {len(plan.items)} pictures. The script loads once, "
+        "calls `set_adapters` per cell, has its embeddings cached, draws and decodes "
+        f"{raced.batch} pictures at once; both sides write PNG files; loading is not counted. "
+        f"Medians of {len(raced.ours)} rounds in turn, {kind} seconds.",
         ("", "script", "ours", "ratio", "goal"),
     )
     peer, ours = raced.seconds(raced.peer), raced.seconds(raced.ours)
     rows = [each[0].rows / (plan.pairs * len(plan.items)) for each in (raced.peer, raced.ours)]
     wanted = sum(plan.steps) - len(plan.steps) + 1
     made.held(abs(rows[1] - wanted), 0, "UNet rows")
-    made.rows += [
+    made.rows.extend((
         ("the grid, s", f"{peer:.2f}", f"{ours:.2f}",
          made.reached(raced.ratio, FASTER, "ratio"), f"≥ {FASTER:g}"),
         ("UNet rows a picture of all steps", f"{rows[0]:g}", f"{rows[1]:g}",
          f"{rows[0] / rows[1]:.2f}", f"{wanted} of ours"),
-    ]  # fmt: skip
+    ))  # fmt: skip
     if raced.full_decode is not None:
         told = f"with SD1.5's VAE ({raced.full_decode:.2f} s a picture), by counting"
         made.rows.append((told, "", "", f"{raced.with_full_vae():.2f}", ""))
@@ -196,8 +197,8 @@ def gain_section(raced: Raced) -> Section:
         f"difference of both sides' rows in batches of {raced.batch}, the batches are what is left "
         "of our time in the UNet. Unfused, the adapters add "
         f"{raced.flops[1] / raced.flops[0] - 1:.0%} to the FLOPs of this UNet; they are as wide as "
-        f"published, the UNet is not: of SD1.5's they are {SD15_OVERHEAD:.1%}. They add more than that to the time, for "
-        "small products are slow.",
+        f"published, the UNet is not: of SD1.5's they are {SD15_OVERHEAD:.1%}. They add more than "
+        "that to the time, for small products are slow.",
         ("", "CPU s", "of the gain"),
     )
     peer_s, ours_s = (mean(each.seconds for each in x) for x in (raced.peer, raced.ours))
@@ -258,5 +259,5 @@ def absent_section() -> Section:
         "the script at one picture at once / ours": f"≥ {FASTER_ON_GPU:g}",
         "efficiency": f"≥ {EFFICIENCY['cuda']:g}",
     }
-    made.rows += [(what, "not run: no GPU", goal) for what, goal in wanted.items()]
+    made.rows.extend((what, "not run: no GPU", goal) for what, goal in wanted.items())
     return made

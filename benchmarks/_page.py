@@ -25,6 +25,12 @@ class Section:
             self.missed.append(f"{self.title}, {what}: {value:.3e}, the goal is {goal:g}")
         return f"{value:.1e}" if isinstance(value, float) else str(value)
 
+    def reached(self, value: float, goal: float, what: str) -> str:
+        """The cell of a figure that is to be at least its goal, likewise."""
+        if not value >= goal:
+            self.missed.append(f"{self.title}, {what}: {value:.3g}, the goal is {goal:g} or more")
+        return f"{value:.2f}"
+
 
 def page(
     title: str,

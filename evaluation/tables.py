@@ -109,9 +109,10 @@ def companions(table: pd.DataFrame, role: str, *, same: tuple[str, ...] = ()) ->
 
 
 def measured(table: pd.DataFrame) -> list[str]:
-    """Metrics that some cell has a value of."""
+    """Metrics that some cell has a value of; counts, of which none is better, are not shown."""
     cells = of_cells(table)
-    return [name for name in METRICS if np.isfinite(cells[name].to_numpy(float)).any()]
+    shown = [name for name in METRICS if BETTER[name] != "none"]
+    return [name for name in shown if np.isfinite(cells[name].to_numpy(float)).any()]
 
 
 def _lines(table: pd.DataFrame, columns: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -123,10 +123,11 @@ def find(result: Result, asked: Asked | None = None) -> Findings:
     best = {cells[n]: float(found.p[n]) for n in found.members}
     named = asked.baseline or cell_at(result.grid, *PAPER)
     against = named or ranked[0]
+    total = asked.searched.total if asked.searched else None
     return Findings(
         metric=metric,
         columns=_columns(result, dict(zip(cells, found.p, strict=True)), best),
-        comparisons=_comparisons(result, cells, against, chosen=named is None, total=asked.total),
+        comparisons=_comparisons(result, cells, against, chosen=named is None, total=total),
         baseline=against,
         chosen=named is None,
         best=best,

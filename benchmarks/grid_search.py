@@ -189,8 +189,8 @@ def flat() -> Section:
     section = Section(
         "No peak",
         f"{len(FLAT.points)} equal cells, {NULL_GRIDS} searches (random proposals) with a quarter "
-        "of the rows that begin with a fixed baseline. How often does a finished cell seem to differ "
-        "from it (Holm, 5 %)? "
+        "of the rows that begin with a fixed baseline. How often does a finished cell seem to "
+        "differ from it (Holm, 5 %)? "
         f"Goal, adjusted for every cell of the grid as the tables are: at most {NULL_GOAL:.1%}, "
         f"which is 5 % and two standard errors of {NULL_GRIDS} searches. And how often is the best "
         "set of the finished cells a single one? No goal: these pictures chose what they compare, "

@@ -188,7 +188,7 @@ def test_a_drawn_grid_is_searched_within_its_budget_and_again_for_nothing(tmp_pa
     assert (found.total, found.finished) == (4, len(small.cells))
     assert told[-1] == (found.spent, budget)
     drawn = sum(row.nfe for row in (grid.only.teacher, *small.cells)) * len(grid.items)
-    assert first.counters.unet_rows == drawn <= found.spent <= budget
+    assert first.counters.unet_rows_unshared == drawn <= found.spent <= budget
 
     again = engine()
     assert search_grid(grid, asked, again, start=grid.cells[2]) == (small, found)

@@ -22,6 +22,31 @@ class Margin:
 
 
 @dataclass(frozen=True)
+class Search:
+    """How a grid too large to run is searched: a method, and UNet rows that it may take."""
+
+    method: str
+    budget: int
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search did.
+
+    Args:
+        total: Cells of the whole grid.
+        proposed: Cells of which pictures were drawn.
+        finished: Those with all pictures; the tables hold them alone.
+        spent: UNet rows, base, teacher and controls included, each picture as if drawn alone.
+    """
+
+    total: int
+    proposed: int
+    finished: int
+    spent: int
+
+
+@dataclass(frozen=True)
 class Asked:
     """What the statistics of a grid answer.
 
@@ -31,14 +56,16 @@ class Asked:
         baseline: Cell to compare with; None takes the paper's, else the best one.
         margin: Asks for the fewest steps that are not inferior to the teacher.
         confirm: Best cells to measure again.
-        total: Cells of which a search left those of the grid; None if nothing was searched.
+        search: Only the cells that a search finds are measured.
+        searched: What became of it.
     """
 
     metric: str | None = None
     baseline: Row | None = None
     margin: Margin | None = None
     confirm: int = 0
-    total: int | None = None
+    search: Search | None = None
+    searched: Searched | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -124,10 +124,11 @@ def find(result: Result, asked: Asked | None = None) -> Findings:
     named = asked.baseline or cell_at(result.grid, *PAPER)
     named = named if named in cells else None  # it lacks a picture
     against = named or ranked[0]
+    total = asked.searched.total if asked.searched else None
     return Findings(
         metric=metric,
         columns=_columns(result, dict(zip(cells, found.p, strict=True)), best),
-        comparisons=_comparisons(result, cells, against, chosen=named is None, total=asked.total),
+        comparisons=_comparisons(result, cells, against, chosen=named is None, total=total),
         baseline=against,
         chosen=named is None,
         best=best,

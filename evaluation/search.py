@@ -11,9 +11,9 @@ What the outcome is worth:
   means, so only they go into tables, comparisons and the best set; the others are counted. A best
   set of a search says which finished cell may be the best one, not that no cell is better which was
   given up or never proposed.
-- The race looks many times, so it gives up some cells (:data:`SURE` at each look) that are as good
-  as the champion, and a few that are better. Where rows are left when every cell was tried, those
-  given up run again, the likeliest first, until that is surer (:data:`SURER`).
+- The race is quick to give up (:data:`SURE` at each of many looks), also on cells that are as good
+  as the champion, and some that are better. The later part of the budget runs those given up again,
+  the likeliest first, until it is surer (:data:`SURER`).
 - The finished cells were chosen by the very pictures that measure them: their means are too good,
   the champion's most of all (winner's curse). Fresh seeds (``--confirm``) say what is left of it.
 """
@@ -32,10 +32,12 @@ from lcm_arith.evaluation.best import TARGETS, score
 from lcm_arith.evaluation.comparisons import sign_flip
 from lcm_arith.evaluation.stats import FEWEST, per_prompt
 
-SURE: Final = 0.1
-"""One-sided p at which a race is decided."""
+SURE: Final = 0.35
+"""One-sided p at which a race is decided at first: many tries beat sure ones."""
 SURER: Final = 0.01
-"""The same where rows are left when every cell was tried, and those given up run again."""
+"""The same where cells that were given up run again."""
+EXPLORED: Final = 0.5
+"""Share of the budget after which those run again, the likeliest first."""
 BLOCK: Final = 6
 """Prompts measured between two looks."""
 FLIPS: Final = 2_000
@@ -190,7 +192,8 @@ def search(
     """The best cell that ``budget`` UNet rows can find.
 
     Deterministic: the same problem, budget and seed ask for the same cells and blocks in the same
-    order. A larger budget begins alike, so that with a store in ``measure`` it only pays for more.
+    order. A larger budget begins alike, for the share :data:`EXPLORED` of the smaller one, and
+    asks for much of the rest again: a store behind ``measure`` answers that for nothing.
 
     Args:
         problem: The cells.
@@ -213,19 +216,21 @@ def search(
     race = _Race(problem, budget, seed)
     axes, ranks = _axes(problem.points)
     propose = SEARCHES[method](axes, seed)
-    champion = start
-    if champion is not None:
-        race.order.append(champion)
-        race.finish(champion)
-    while (open_cells := race.open_cells(champion)).size:
-        known = [(tuple(map(int, ranks[c])), gain) for c, gain in race.gains(champion)]
-        apart = _distances(axes, ranks[open_cells], propose(known))
-        cell = int(open_cells[np.argmin(apart)])
-        champion = race.run(champion, cell, SURE)
-    assert champion is not None
-    for cell in race.given_up(champion):
-        if race.affords(cell, champion):
-            champion = race.run(champion, cell, SURER)
+
+    def pick(open_cells: np.ndarray, gains: Sequence[tuple[int, float]]) -> int:
+        wanted = propose([(tuple(map(int, ranks[cell])), gain) for cell, gain in gains])
+        return int(open_cells[np.argmin(_distances(axes, ranks[open_cells], wanted))])
+
+    champion = pick(race.open_cells(), []) if start is None else start
+    race.order.append(champion)
+    if start is not None:
+        race.finish(start)
+    for limit in (int(EXPLORED * budget), budget):
+        while race.spent <= limit and (open_cells := race.open_cells(champion)).size:
+            champion = race.run(champion, pick(open_cells, race.gains(champion)), SURE)
+        for cell in race.given_up(champion):
+            if race.affords(cell, champion):
+                champion = race.run(champion, cell, SURER)
     race.finish(champion)
     return race.outcome()
 
@@ -252,15 +257,15 @@ class _Race:
         """UNet rows that finish a cell, or each of several."""
         return self.nfe[cells] * self.left[self.done[cells]]
 
-    def affords(self, cells: Any, champion: int | None) -> Any:
+    def affords(self, cells: Any, champion: int | None = None) -> Any:
         """Whether a cell, or each of several, can be finished and the champion beside it."""
         kept = 0 if champion is None else self.cost(champion)
         return self.spent + self.cost(cells) + kept <= self.budget
 
-    def open_cells(self, champion: int | None) -> np.ndarray:
+    def open_cells(self, champion: int | None = None) -> np.ndarray:
         """Cells that were not proposed yet and can be afforded."""
         every = np.setdiff1d(np.arange(len(self.done)), self.order)
-        return every[self.affords(every, champion)]
+        return np.asarray(every[self.affords(every, champion)])
 
     def given_up(self, champion: int) -> list[int]:
         """Proposed cells that are not finished, the likeliest first."""
@@ -285,12 +290,10 @@ class _Race:
         """Measures all that a cell lacks."""
         self.measure(cell, len(self.problem.blocks))
 
-    def run(self, champion: int | None, cell: int, sure: float) -> int:
+    def run(self, champion: int, cell: int, sure: float) -> int:
         """Measures a cell beside the champion until one of them is the better one."""
         if not self.done[cell]:
             self.order.append(cell)
-        if champion is None:
-            return cell
         held = self.done[champion]  # a champion falls only where it was measured
         for upto in range(max(self.done[cell], 1), len(self.problem.blocks) + 1):
             self.measure(cell, upto)
@@ -333,10 +336,8 @@ class _Race:
         """Mean lead of each cell, ``[cells]``; NaN where there is none."""
         return _mean(self.lead(cells, other))
 
-    def gains(self, champion: int | None) -> list[tuple[int, float]]:
+    def gains(self, champion: int) -> list[tuple[int, float]]:
         """Proposed cells and how much better than the champion they were, where that is known."""
-        if champion is None or not self.done[champion]:
-            return []
         pairs = zip(self.order, self.gain(self.order, champion), strict=True)
         return [(cell, float(value)) for cell, value in pairs if np.isfinite(value)]
 
@@ -352,7 +353,7 @@ class _Race:
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over the defined prompts, ``[prompts, n]`` → ``[n]``."""
-    return per_prompt(values.T)
+    return np.asarray(per_prompt(values.T))
 
 
 def _shift(values: np.ndarray, target: float) -> np.ndarray:

@@ -1,87 +1,42 @@
-"""``--search``: the search of ``search.py`` over the cells of a grid."""
+"""``--search``: the search of ``search.py`` over a grid, whose cells are drawn as it asks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from lcm_arith.errors import UsageError
-from lcm_arith.evaluation.metrics import BETTER
-from lcm_arith.evaluation.plan import Grid, Row
+from lcm_arith.evaluation.asked import Asked, Search, Searched
+from lcm_arith.evaluation.engine import Engine, units
+from lcm_arith.evaluation.measuring import Measuring, OnStage
+from lcm_arith.evaluation.metrics import BETTER, METRICS, Sample, deciding
+from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.references import References
+from lcm_arith.evaluation.rows import Item, Row
 from lcm_arith.evaluation.search import SEARCHES, Instance, Problem, blocks, check_method, search
-
-Item = tuple[str, int]
-MeasureItems = Callable[[Row, Sequence[Item]], np.ndarray]
-"""The deciding metric of a row's pictures, drawn if they are missing: one value an item."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """``--search METHOD --budget ROWS``."""
-
-    method: str
-    budget: int
-
-
-@dataclass(frozen=True)
-class Searched:
-    """What a search leaves of a grid.
-
-    Args:
-        grid: Its finished cells alone, with their margins and controls.
-        asked: Method and budget.
-        total: Cells of the whole grid.
-        proposed: Cells of which pictures were made.
-        spent: UNet rows, margins and controls included, each picture as if made alone.
-    """
-
-    grid: Grid
-    asked: Asked
-    total: int
-    proposed: int
-    spent: int
-
-    @property
-    def line(self) -> str:
-        """What was searched and what that is worth, for a person."""
-        done = len(self.grid.cells)
-        return (
-            f"Searched ({self.asked.method}) {self.proposed} of {self.total} cells, {done} of them "
-            f"on all {len(self.grid.items)} pictures, with {self.spent} of {self.asked.budget} "
-            f"UNet rows. The tables hold those {done}, and the best set says which of them may be "
-            "the best; these pictures chose them, so their means are too good"
-        )
-
-    @property
-    def as_json(self) -> dict[str, Any]:
-        """The same for programs."""
-        return {
-            "method": self.asked.method,
-            "budget": self.asked.budget,
-            "spent": self.spent,
-            "cells": self.total,
-            "proposed": self.proposed,
-            "finished": len(self.grid.cells),
-        }
+from lcm_arith.evaluation.store import OK
+from lcm_arith.evaluation.yardstick import cell_means
 
 
 def parse_search(
-    grid: Grid, method: str | None, budget: int | None, start: Row | None = None
-) -> Asked | None:
-    """The options of these names, None where not given; checked before anything is drawn.
+    grid: Grid, method: str | None, budget: int | None, start: Row | None
+) -> Search | None:
+    """The options ``--search`` and ``--budget``, None where not given.
 
     Args:
         grid: The whole grid.
-        method: ``--search``.
-        budget: ``--budget``, UNet rows.
-        start: As :func:`search_grid`.
+        method: A name of ``SEARCHES``.
+        budget: UNet rows for all that the tables hold: margins, controls and cells. What
+            ``--confirm`` draws comes on top.
+        start: Cell that is finished first, so that the tables hold it.
 
     Raises:
-        UsageError: If one comes without the other, the method is unknown or cannot run here, or the
-            budget does not finish one cell.
+        UsageError: If one comes without the other, the method is unknown or cannot run here, the
+            grid has several bases or styles, or the budget does not finish one cell.
     """
     if method is None and budget is None:
         return None
@@ -91,99 +46,165 @@ def parse_search(
         raise UsageError(f"--search {method!r}: no such method", hint=", ".join(SEARCHES))
     check_method(method)
     if budget is None:
-        raise UsageError(f"--search {method} needs a cap", hint="add --budget ROWS, UNet rows")
-    fixed = fixed_rows(grid)
-    cells = [start] if start else grid.cells
-    least = fixed + min(row.nfe for row in cells) * len(grid.items)
-    if budget < least:
+        raise UsageError(f"--search {method} needs a cap", hint="add --budget ROWS, in UNet rows")
+    if len(grid.parts()) > 1:
         raise UsageError(
-            f"--budget {budget}: margins and controls take {fixed} UNet rows on all "
-            f"{len(grid.items)} pictures, and one cell {least - fixed} more",
-            hint=f"at least --budget {least}, or fewer prompts, seeds or step counts",
+            f"--search looks for one best cell, and the grid has {len(grid.parts())} bases or "
+            "styles, each with its own",
+            hint="search them one by one",
         )
-    return Asked(method, budget)
+    fixed, cells = fixed_rows(grid), [start] if start else grid.cells
+    least = min(row.nfe for row in cells) * len(grid.items)
+    if budget < fixed + least:
+        raise UsageError(
+            f"--budget {budget}: base, teacher and controls take {fixed} UNet rows for "
+            f"{len(grid.items)} pictures each, and {'the baseline' if start else 'one cell'} "
+            f"{least} more",
+            hint=f"at least --budget {fixed + least}, or fewer prompts, seeds or step counts",
+        )
+    return Search(method, budget)
+
+
+def fixed_rows(grid: Grid) -> int:
+    """UNet rows of margins and controls, each picture as if drawn alone."""
+    margins = [row for row in grid.rows if row.role != "cell"]
+    return sum(row.nfe for unit in units(margins) for row in unit.rows) * len(grid.items)
 
 
 def search_grid(
     grid: Grid,
     asked: Asked,
-    metric: str,
-    measure: MeasureItems,
+    engine: Engine,
     *,
     start: Row | None = None,
-    on_rows: Callable[[int], None] = lambda rows: None,
-    seed: int = 0,
-) -> Searched:
-    """Searches a grid for its best cells.
+    references: Mapping[str, References] | None = None,
+    on_stage: OnStage = lambda *_: None,
+) -> tuple[Grid, Searched]:
+    """Draws and measures cells until the budget ends; the grid of the finished cells alone.
 
-    The budget covers all that the outcome shows: margins and controls are set aside first, for
-    every NFE of the grid. A confirmation comes on top.
+    The store behind the engine keeps what was drawn: the same search again draws nothing, and one
+    with a larger budget only what is new.
 
     Args:
-        grid: The whole grid.
-        asked: Method and budget.
-        metric: Decides which cell is best.
-        measure: As :data:`MeasureItems`; a store behind it lets a search go on where one ended.
-        start: Cell that is finished first, so that the outcome holds it: the baseline.
-        on_rows: Told the UNet rows of each block.
-        seed: Of the proposals.
+        grid: The whole grid, of one base and style.
+        asked: Holds the search, and the metric that decides.
+        engine: Draws into the store of the grid.
+        start: As :func:`parse_search`.
+        references: As in :class:`Measuring`.
+        on_stage: Told the UNet rows.
 
     Raises:
-        UsageError: As :func:`parse_search`.
+        IncompatibleError: If a vector does not fit its base; nothing is drawn then.
     """
+    if asked.search is None:
+        raise UsageError("no search was asked for")
+    engine.sources.check(grid.rows)
+    wanted, fixed = asked.search, fixed_rows(grid)
+    ruler = _Ruler(grid, engine, references or {})
+    metric = asked.metric or ruler.deciding()
+    done = fixed
 
-    def values(cell: int, block: tuple[Instance, ...]) -> np.ndarray:
+    def measure(cell: int, block: Sequence[Instance]) -> np.ndarray:
+        nonlocal done
         row = grid.cells[cell]
-        found = measure(row, [(grid.prompts[p], grid.seeds[s]) for p, s in block])
-        on_rows(row.nfe * len(block))
-        return found
+        done += row.nfe * len(block)
+        on_stage("search", done, wanted.budget, "UNet rows")
+        prompts = tuple(grid.prompts[prompt] for prompt, _ in block)
+        return ruler.measure(row, prompts, grid.seeds[block[0][1]], metric)
 
-    fixed = fixed_rows(grid)
-    problem = _problem(grid, values, BETTER[metric])
+    problem = Problem(
+        [_point(row) for row in grid.cells],
+        blocks(len(grid.prompts), len(grid.seeds)),
+        [row.nfe for row in grid.cells],
+        measure,
+        BETTER[metric],
+    )
     found = search(
-        problem, asked.budget - fixed, method=asked.method, seed=seed, start=_number(grid, start)
+        problem,
+        wanted.budget - fixed,
+        method=wanted.method,
+        start=grid.cells.index(start) if start else None,
     )
-    return Searched(
-        only(grid, [grid.cells[cell] for cell in found.finished]),
-        asked,
-        len(grid.cells),
-        len(found.proposed),
-        fixed + found.spent,
+    finished = [grid.cells[cell] for cell in found.finished]
+    told = Searched(
+        total=len(grid.cells),
+        proposed=len(found.proposed),
+        finished=len(finished),
+        spent=fixed + found.spent,
     )
+    return only(grid, finished), told
 
 
 def only(grid: Grid, cells: Iterable[Row]) -> Grid:
     """The same grid of these cells alone, and the controls of their NFE."""
     kept = set(cells)
-    passes = {row.nfe for row in kept}
+    passes = {(row.context, row.nfe) for row in kept}
+    settings = [
+        replace(
+            setting,
+            controls={
+                n: ways for n, ways in setting.controls.items() if (setting.context, n) in passes
+            },
+        )
+        for setting in grid.settings
+    ]
     return replace(
         grid,
+        settings=tuple(setting for setting in settings if setting.controls),
         cells=tuple(row for row in grid.cells if row in kept),
-        controls={n: ways for n, ways in grid.controls.items() if n in passes},
     )
 
 
-def fixed_rows(grid: Grid) -> int:
-    """UNet rows of margins and controls, whatever cells there are."""
-    distinct = {row.pixels_key: row.nfe for row in grid.rows if row.role != "cell"}
-    return sum(distinct.values()) * len(grid.items)
+@dataclass(eq=False)
+class _Ruler:
+    """Draws and measures single blocks; teachers first, since some metrics look at them."""
 
+    grid: Grid
+    engine: Engine
+    references: Mapping[str, References]
+    _samples: Callable[..., Callable[[Row], Sample]] = field(init=False)
 
-def _problem(
-    grid: Grid, measure: Callable[[int, tuple[Instance, ...]], np.ndarray], better: str
-) -> Problem:
-    points = [_point(row) for row in grid.cells]
-    nfe = [row.nfe for row in grid.cells]
-    return Problem(points, blocks(len(grid.prompts), len(grid.seeds)), nfe, measure, better)
+    def __post_init__(self) -> None:
+        teachers = [setting.teacher for setting in self.grid.settings]
+        self.engine.render(teachers, self.grid.items, lambda rows: None)
+        self._samples = lru_cache(maxsize=None)(self._made)
+
+    def measure(self, row: Row, prompts: tuple[str, ...], seed: int, metric: str) -> np.ndarray:
+        """A metric of a row's pictures; all NaN where one of them has no figures."""
+        items: list[Item] = [(prompt, seed) for prompt in prompts]
+        self.engine.render([row], items, lambda rows: None)
+        if self._measuring(prompts, (seed,)).status(row) != OK:
+            return np.full(len(items), np.nan)
+        sample = self._samples(row.context, prompts, (seed,))(row)
+        return np.asarray(METRICS[metric].function(sample), dtype=float)
+
+    def deciding(self) -> str:
+        """The metric that decides where nobody said: what the teachers have."""
+        samples = [
+            self._samples(setting.context, self.grid.prompts, self.grid.seeds)(setting.teacher)
+            for setting in self.grid.settings
+        ]
+
+        def means(name: str) -> np.ndarray:
+            values = (METRICS[name].function(sample) for sample in samples)
+            return np.array([cell_means({name: each})[name] for each in values])
+
+        return deciding(means)
+
+    def _measuring(self, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> Measuring:
+        part = replace(self.grid, prompts=prompts, seeds=seeds)
+        return Measuring(part, self.engine.store, self.references)
+
+    def _made(
+        self, context: Hashable, prompts: tuple[str, ...], seeds: tuple[int, ...]
+    ) -> Callable[[Row], Sample]:
+        setting = next(s for s in self.grid.settings if s.context == context)
+        return self._measuring(prompts, seeds).samples(setting)
 
 
 def _point(value: Any) -> tuple[Any, ...]:
-    """Everything in which cells can differ, one level deep into what a row is made of."""
-    parts = [getattr(value, field.name) for field in fields(value) if field.name != "role"]
+    """Everything in which cells can differ: the fields of a row, and of what it is made of."""
+    parts = [getattr(value, each.name) for each in fields(value) if each.name != "role"]
     return tuple(
         leaf for part in parts for leaf in (_point(part) if is_dataclass(part) else (part,))
     )
-
-
-def _number(grid: Grid, row: Row | None) -> int | None:
-    return None if row is None else grid.cells.index(row)

@@ -63,7 +63,7 @@ class Landscape:
         noise = pictures(seed, len(self.points), heavy=self.heavy)
         places = np.array([((a - 0.8) / 0.6, (b - 1) / 0.5) for a, b, *_ in self.points])
         slopes = np.random.default_rng((seed, 1)).normal(size=(2, PROMPTS)) * self.tastes
-        return noise + self.truth[:, None, None] + (places @ slopes)[:, :, None]
+        return np.asarray(noise + self.truth[:, None, None] + (places @ slopes)[:, :, None])
 
 
 def _peak(x: float, y: float, steps: int) -> float:
@@ -98,7 +98,7 @@ def problem(
 
 def rows(landscape: Landscape) -> int:
     """UNet rows of the whole grid."""
-    return sum(steps for _, _, steps, _ in landscape.points) * PROMPTS * SEEDS
+    return PROMPTS * SEEDS * sum(int(steps) for _, _, steps, _ in landscape.points)
 
 
 def random_search(

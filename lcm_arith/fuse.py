@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import IncompatibleError
 from lcm_arith.modules import BIAS, GAIN, fits
 from lcm_arith.vector import TaskVector
@@ -49,13 +50,33 @@ class LiveWeights:
             for module in self._pristine.keys() - targets.keys():
                 _weight(self.pipeline, module).copy_(self._pristine[module])
             for module, weight in targets.items():
-                pristine = self._pristine.setdefault(module, weight.detach().clone())
-                delta = tau[module].to(weight.device).dense()
-                whole = pristine.float()
+                if module not in self._pristine:
+                    self._pristine[module] = weight.detach().clone()
+                pristine = self._pristine[module]
+                delta = tau[module].to(weight.device)
                 if module + GAIN in tau:
                     gain = tau[module + GAIN].to(weight.device).dense()
+                    whole = pristine.float()
                     whole = whole + whole * gain.reshape(-1, *(1,) * (weight.ndim - 1))
-                weight.copy_(whole + delta.reshape(weight.shape))
+                    weight.copy_(whole + delta.dense().reshape(weight.shape))
+                elif weight.dtype == torch.float32:
+                    _add_in_place(weight, pristine, delta)
+                else:
+                    weight.copy_(pristine.float() + delta.dense().reshape(weight.shape))
+
+
+def _add_in_place(weight: Tensor, pristine: Tensor, delta: LowRankDelta) -> None:
+    """W ← W₀ + BA as one product into the weight's own memory: no dense ΔW beside it."""
+    up = delta.up.flatten(1).float() * delta.scale
+    down = delta.down.float().reshape(-1, *weight.shape[1:])  # as the weight, of rank r
+    torch.addmm(_matrix(pristine, weight), up, _matrix(down, weight), out=_matrix(weight, weight))
+
+
+def _matrix(values: Tensor, weight: Tensor) -> Tensor:
+    """``[n, …]`` as ``[n, m]`` in the order in which a weight lies in memory."""
+    if weight.ndim == 4 and not weight.is_contiguous():
+        values = values.permute(0, 2, 3, 1)  # channels last
+    return values.reshape(len(values), -1)
 
 
 def check_compatible(pipeline: Any, tau: TaskVector) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 from lcm_arith.durable import make_folder, refusal
 from lcm_arith.errors import OutputExistsError
 from lcm_arith.evaluation.engine import Engine, units
-from lcm_arith.evaluation.manifest import Manifest
+from lcm_arith.evaluation.manifest import OTHER, Manifest, read
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.rows import Row, keys
 from lcm_arith.evaluation.sources import Sources
@@ -183,9 +183,10 @@ class Swept:
 
 
 def sweep(manifest: Manifest, store: Store, *, dry_run: bool) -> Swept:
-    """Removes pictures and records that neither the grid nor its confirmation needs.
+    """Removes pictures and records that no manifest of the folder needs, nor its confirmation.
 
-    Embeddings stay: they are small, and another metric reads them.
+    Embeddings stay: they are small, and another metric reads them. So do the pictures of an earlier
+    question, until its ``manifest-….json`` is deleted.
 
     Args:
         manifest: Of the grid.
@@ -193,9 +194,13 @@ def sweep(manifest: Manifest, store: Store, *, dry_run: bool) -> Swept:
         dry_run: Only tells.
 
     Raises:
+        InvalidContentError: If a manifest of an earlier question cannot be read.
         StorageError: If the disk refuses.
     """
     kept = needed(manifest, store)
+    for path in sorted(store.folder.glob(OTHER.format("*"))):
+        before = read(path)
+        kept |= needed(before, Store(store.folder, before.keys))
     names = {f"{key}.png" for record in kept.values() for key in record.pictures}
     names |= {f"{name}.json" for name in kept}
     chunks, images = store.folder / "chunks", store.folder / "images"

@@ -1,0 +1,42 @@
+"""What gc takes from a grid's folder, and what it leaves."""
+
+from pathlib import Path
+
+from grids import draw, tiny_files, tiny_grid
+
+from lcm_arith.evaluation import manifest as manifests
+from lcm_arith.evaluation.keys import PACKAGES
+from lcm_arith.evaluation.manifest import Manifest
+from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.store import Store
+from lcm_arith.evaluation.upkeep import sweep
+
+
+def noted(grid: Grid, store: Store) -> Manifest:
+    """A manifest as a run writes it."""
+    row = grid.cells[0]
+    return Manifest(grid).told(
+        versions={name: store.keys.versions[name] for name in PACKAGES},
+        bases={row.context.base: store.keys.base(row.context.base)},
+        vectors={name: store.keys.vector(name) for name in (row.context.style, row.accel)},
+    )
+
+
+def test_gc_takes_what_no_question_of_the_folder_needs(tmp_path: Path) -> None:
+    files, folder = tiny_files(tmp_path), tmp_path / "grid"
+    first, second = tiny_grid(files, "0.5", seeds=1), tiny_grid(files, "1", seeds=1)
+    for grid in (first, second):
+        store = draw(grid, folder).store
+        manifests.write(noted(grid, store), folder)
+    (other,) = folder.glob("manifest-*.json")
+    manifest = manifests.read(folder)
+    store = Store(folder, manifest.keys)
+    assert sweep(manifest, store, dry_run=False).paths == ()
+    other.unlink()
+    swept = sweep(manifest, store, dry_run=True)
+    gone = {store.key(row, item) for row in first.cells for item in first.items}
+    assert {path.stem for path in swept.paths if path.suffix == ".png"} == gone
+    sweep(manifest, store, dry_run=False)
+    left = Store(folder, manifest.keys)
+    assert all(left.has(row, item) for row in second.rows for item in second.items)
+    assert not any(left.has(row, item) for row in first.cells for item in first.items)

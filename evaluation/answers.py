@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from lcm_arith.evaluation.asked import Searched
 from lcm_arith.evaluation.comparisons import SURE
 from lcm_arith.evaluation.findings import Answer, Findings, with_findings
 from lcm_arith.evaluation.grid import Result
@@ -74,6 +75,15 @@ def lines(
     if again:
         said += _confirmed_lines(*again)
     return [line for line in (*said, verdict_line(result, found, again)) if line]
+
+
+def searched_line(searched: Searched) -> str:
+    """What of the grid a search has looked at."""
+    return (
+        f"Searched: of {searched.total} cells {searched.proposed} were drawn in part and "
+        f"{searched.finished} whole, for {searched.spent} UNet rows; all that follows is of those "
+        f"{searched.finished}, which these pictures chose (--confirm measures them afresh)"
+    )
 
 
 def all_lines(answers: Sequence[Answer]) -> list[str]:

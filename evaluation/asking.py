@@ -12,6 +12,7 @@ from lcm_arith.evaluation.manifest import How, Manifest, Tools
 from lcm_arith.evaluation.metrics import METRICS, choose
 from lcm_arith.evaluation.plan import choose_prompts, make_grid
 from lcm_arith.evaluation.report import check_csv_name
+from lcm_arith.evaluation.searching import parse_search, start
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.formats.container import refuse_existing
 
@@ -29,6 +30,7 @@ class Typed:
         prompts, part, seeds: See ``plan.choose_prompts``.
         metrics: List; None is all.
         best_by, baseline, noninferior, confirm: See ``asked.parse_asked``.
+        search, budget: See ``searching.parse_search``.
         out: Folder.
         csv: The table; None is the folder's own.
         how: Pictures are drawn.
@@ -52,6 +54,8 @@ class Typed:
     baseline: str | None = None
     noninferior: str | None = None
     confirm: int | None = None
+    search: str | None = None
+    budget: int | None = None
     out: Path
     csv: Path | None = None
     how: How = field(default_factory=How)
@@ -90,6 +94,8 @@ def parse(typed: Typed, sources: Sources) -> Manifest:
         grid, best_by=typed.best_by, baseline=typed.baseline, noninferior=typed.noninferior,
         confirm=typed.confirm,
     )  # fmt: skip
+    found = parse_search(grid, typed.search, typed.budget, start(grid, asked))
+    asked = replace(asked, search=found)
     wanted = {*chosen, *asked.metrics, *typed.tools.required}
     metrics = tuple(name for name in METRICS if name in wanted)
     return Manifest(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lcm_arith.errors import InvalidContentError, NotFoundError
-from lcm_arith.evaluation.asked import Asked, Margin
+from lcm_arith.evaluation.asked import Asked, Margin, Search, Searched
 from lcm_arith.evaluation.keys import PACKAGES, Keys
 from lcm_arith.evaluation.metrics import METRICS
 from lcm_arith.evaluation.plan import Grid, as_json, digest, from_json
@@ -184,6 +184,8 @@ def _as_json(manifest: Manifest) -> dict[str, Any]:
             "baseline": asked.baseline and keys(asked.baseline),
             "margin": asked.margin and asdict(asked.margin),
             "confirm": asked.confirm,
+            "search": asked.search and asdict(asked.search),
+            "searched": asked.searched and asdict(asked.searched),
         },
         "how": asdict(manifest.how),
         "tools": {
@@ -205,6 +207,8 @@ def _of_json(told: dict[str, Any]) -> Manifest:
             baseline=asked["baseline"] and of_keys(asked["baseline"]),
             margin=asked["margin"] and Margin(**asked["margin"]),
             confirm=asked["confirm"],
+            search=asked["search"] and Search(**asked["search"]),
+            searched=asked["searched"] and Searched(**asked["searched"]),
         ),
         how=How(**told["how"]),
         tools=Tools(metrics=tuple(tools["metrics"]), required=tuple(tools["required"]), **paths),

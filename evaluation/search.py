@@ -330,7 +330,7 @@ class _Race:
         target = TARGETS.get(self.problem.better)
         if target is None:
             return np.asarray(score(first - second, self.problem.better))
-        return _shift(second, target) - _shift(first, target)
+        return np.asarray(_shift(second, target) - _shift(first, target))
 
     def gain(self, cells: Sequence[int], other: int) -> np.ndarray:
         """Mean lead of each cell, ``[cells]``; NaN where there is none."""

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from lcm_arith.errors import UsageError
-from lcm_arith.evaluation.asked import Asked, Search, Searched
+from lcm_arith.evaluation.asked import Asked, Search, Searched, cell_at
 from lcm_arith.evaluation.engine import Engine, units
+from lcm_arith.evaluation.findings import PAPER
+from lcm_arith.evaluation.judges import Judges
 from lcm_arith.evaluation.measuring import Measuring, OnStage
-from lcm_arith.evaluation.metrics import BETTER, METRICS, Sample, deciding
+from lcm_arith.evaluation.metrics import BETTER, METRICS, deciding
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.references import References
 from lcm_arith.evaluation.rows import Item, Row
+from lcm_arith.evaluation.sample import Sample
 from lcm_arith.evaluation.search import SEARCHES, Instance, Problem, blocks, check_method, search
 from lcm_arith.evaluation.store import OK
 from lcm_arith.evaluation.yardstick import cell_means
@@ -65,6 +68,11 @@ def parse_search(
     return Search(method, budget)
 
 
+def start(grid: Grid, asked: Asked) -> Row | None:
+    """The cell that a search finishes first: the baseline, or the paper's if the grid has it."""
+    return asked.baseline or cell_at(grid, *PAPER)
+
+
 def fixed_rows(grid: Grid) -> int:
     """UNet rows of margins and controls, each picture as if drawn alone."""
     margins = [row for row in grid.rows if row.role != "cell"]
@@ -76,7 +84,7 @@ def search_grid(
     asked: Asked,
     engine: Engine,
     *,
-    start: Row | None = None,
+    judges: Judges | None = None,
     references: Mapping[str, References] | None = None,
     on_stage: OnStage = lambda *_: None,
 ) -> tuple[Grid, Searched]:
@@ -89,8 +97,8 @@ def search_grid(
         grid: The whole grid, of one base and style.
         asked: Holds the search, and the metric that decides.
         engine: Draws into the store of the grid.
-        start: As :func:`parse_search`.
-        references: As in :class:`Measuring`.
+        judges: As in :class:`Measuring`.
+        references: Likewise.
         on_stage: Told the UNet rows.
 
     Raises:
@@ -100,8 +108,8 @@ def search_grid(
         raise UsageError("no search was asked for")
     engine.sources.check(grid.rows)
     wanted, fixed = asked.search, fixed_rows(grid)
-    ruler = _Ruler(grid, engine, references or {})
-    metric = asked.metric or ruler.deciding()
+    ruler = _Ruler(grid, engine, judges or Judges(), references or {})
+    metric, first = asked.metric or ruler.deciding(), start(grid, asked)
     done = fixed
 
     def measure(cell: int, block: Sequence[Instance]) -> np.ndarray:
@@ -123,7 +131,7 @@ def search_grid(
         problem,
         wanted.budget - fixed,
         method=wanted.method,
-        start=grid.cells.index(start) if start else None,
+        start=grid.cells.index(first) if first else None,
     )
     finished = [grid.cells[cell] for cell in found.finished]
     told = Searched(
@@ -161,6 +169,7 @@ class _Ruler:
 
     grid: Grid
     engine: Engine
+    judges: Judges
     references: Mapping[str, References]
     _samples: Callable[..., Callable[[Row], Sample]] = field(init=False)
 
@@ -193,7 +202,7 @@ class _Ruler:
 
     def _measuring(self, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> Measuring:
         part = replace(self.grid, prompts=prompts, seeds=seeds)
-        return Measuring(part, self.engine.store, self.references)
+        return Measuring(part, self.engine.store, self.judges, self.references)
 
     def _made(
         self, context: Hashable, prompts: tuple[str, ...], seeds: tuple[int, ...]

@@ -16,7 +16,8 @@ from lcm_arith.embedded.files import sha256
 from lcm_arith.errors import DivergedError, NotFoundError
 from lcm_arith.evaluation import answers as words
 from lcm_arith.evaluation import manifest as manifests
-from lcm_arith.evaluation.engine import Counters
+from lcm_arith.evaluation.asked import Searched
+from lcm_arith.evaluation.engine import Counters, Engine
 from lcm_arith.evaluation.findings import Answer, answer
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.judges import Judges, load_judges
@@ -35,6 +36,7 @@ from lcm_arith.evaluation.references import References, read_references
 from lcm_arith.evaluation.report import write_report
 from lcm_arith.evaluation.required import require
 from lcm_arith.evaluation.running import draw_grid
+from lcm_arith.evaluation.searching import search_grid
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.store import Store
 
@@ -48,12 +50,14 @@ class Concluded:
         answers: One for each base and style.
         lines: The same in words.
         paths: Written files, the table first.
+        searched: What a search did, if there was one.
     """
 
     result: Result
     answers: tuple[Answer, ...]
     lines: tuple[str, ...]
     paths: tuple[Path, ...]
+    searched: Searched | None = None
 
     def raise_if_failed(self) -> None:
         """Raises if cells lack pictures for another reason than that nobody drew them yet.
@@ -127,14 +131,26 @@ class Session:
             return result
 
         make_folder(self.folder)
-        manifests.write(self.manifest.told(**self._digests()), self.folder)
-        result = draw(self.manifest.grid)
-        answers = answer(result, self.manifest.asked, draw)
-        told = self.manifest.told(
-            **self._digests(), counters=asdict(total), efficiency=round(total.efficiency, 4)
-        )
+        told = self.manifest.told(**self._digests())
+        manifests.write(told, self.folder)
+        if told.asked.search:
+            told, total = self._searched(told, references)
+        result = draw(told.grid)
+        answers = answer(result, told.asked, draw)
+        told = told.told(counters=asdict(total), efficiency=round(total.efficiency, 4))
         told = replace(told, confirmed=tuple(grids[1:]))
         return self._written(told, result, answers)
+
+    def _searched(
+        self, told: Manifest, references: Mapping[str, References]
+    ) -> tuple[Manifest, Counters]:
+        """The manifest of the cells that a search finishes, and the work of it."""
+        engine = Engine(Store(self.folder, told.keys), self.sources)
+        grid, found = search_grid(
+            told.grid, told.asked, engine, judges=self.judges, references=references,
+            on_stage=self.on_stage,
+        )  # fmt: skip
+        return replace(told, grid=grid, asked=replace(told.asked, searched=found)), engine.counters
 
     def report(self) -> Concluded:
         """The same from the pictures that are there; a confirmation only if it is whole.
@@ -211,9 +227,12 @@ class Session:
 
     def _written(self, told: Manifest, result: Result, answers: tuple[Answer, ...]) -> Concluded:
         table = told.csv or self.folder / "cells.csv"
-        lines = tuple(words.all_lines(answers))
+        searched = told.asked.searched
+        about = [words.searched_line(searched)] if searched else []
+        lines = (*about, *words.all_lines(answers))
         paths = write_report(result, self.folder, table, answers, lines)
-        return Concluded(result, answers, lines, (*paths, manifests.write(told, self.folder)))
+        paths.append(manifests.write(told, self.folder))
+        return Concluded(result, answers, lines, tuple(paths), searched)
 
 
 def reopened(folder: Path, on_stage: OnStage) -> Session:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from lcm_arith.durable import make_folder, refusal
-from lcm_arith.errors import OutputExistsError
+from lcm_arith.errors import IncompatibleError
 from lcm_arith.evaluation.engine import Engine, units
 from lcm_arith.evaluation.manifest import OTHER, Manifest, read
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.rows import Row, keys
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.store import OK, Record, Store
-from lcm_arith.formats.container import write_bytes
+from lcm_arith.formats.container import whole_folder, write_bytes
+
+_ROWS: Final = "rows.jsonl"
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,38 @@ def replay(
         store: Its pictures; nothing is changed.
         sources: Of bases and vectors.
         on_chunk: Told (done, total).
+
+    Raises:
+        IncompatibleError: If a base or a vector is another file now.
     """
+    _check_same(manifest, sources)
     records = [record for name, record in needed(manifest, store).items() if store.whole(name)]
     with tempfile.TemporaryDirectory() as folder:
         again = Store(Path(folder), store.keys)
-        for done, record in enumerate(records, 1):
-            engine = Engine(again, sources, batch=record.batch)
-            try:
-                made = engine.make(record.pairs)
-            finally:
-                engine.restore()
-            yield _compared(store, again, record, made)
-            on_chunk(done, len(records))
+        engine = Engine(again, sources)
+        try:
+            for done, record in enumerate(records, 1):
+                engine.batch = record.batch
+                yield _compared(store, again, record, engine.make(record.pairs))
+                on_chunk(done, len(records))
+        finally:
+            engine.restore()
+
+
+def _check_same(manifest: Manifest, sources: Sources) -> None:
+    """Raises where a name stands for another base or vector than when the grid was drawn."""
+    digests = {"bases": sources.base_digest, "vectors": sources.vector_digest}
+    changed = [
+        name
+        for kind, digest in digests.items()
+        for name, noted in manifest.facts[kind].items()
+        if digest(name) != noted
+    ]
+    if changed:
+        raise IncompatibleError(
+            f"{', '.join(changed)}: not the files that the grid was drawn with",
+            hint="put those back, or run the grid again",
+        )
 
 
 def _compared(store: Store, again: Store, record: Record, made: Record) -> Replayed:
@@ -140,13 +163,15 @@ def export(grid: Grid, store: Store, folder: Path) -> int:
         OutputExistsError: If the folder exists.
         StorageError: If the disk refuses.
     """
-    if folder.exists():
-        raise OutputExistsError(f"{folder}: exists already", hint="choose a new folder")
-    make_folder(folder)
+    with whole_folder(folder, force=False, mark=_ROWS) as part:
+        return _laid_out(grid, store, part)
+
+
+def _laid_out(grid: Grid, store: Store, folder: Path) -> int:
     count = 0
     rows = list({row.cell_id: row for row in grid.rows}.values())
     listed = [json.dumps({"cell_id": row.cell_id, **keys(row)}, ensure_ascii=False) for row in rows]
-    write_bytes(folder / "rows.jsonl", ("\n".join(listed) + "\n").encode())
+    write_bytes(folder / _ROWS, ("\n".join(listed) + "\n").encode())
     for row in rows:
         for number, prompt in enumerate(grid.prompts):
             place = folder / row.cell_id / f"{number:05d}"
@@ -182,7 +207,7 @@ class Swept:
     bytes: int
 
 
-def sweep(manifest: Manifest, store: Store, *, dry_run: bool) -> Swept:
+def sweep(manifest: Manifest, store: Store, *, older_than: float, dry_run: bool) -> Swept:
     """Removes pictures and records that no manifest of the folder needs, nor its confirmation.
 
     Embeddings stay: they are small, and another metric reads them. So do the pictures of an earlier
@@ -190,7 +215,8 @@ def sweep(manifest: Manifest, store: Store, *, dry_run: bool) -> Swept:
 
     Args:
         manifest: Of the grid.
-        store: Its pictures; nobody may draw into it meanwhile.
+        store: Its pictures.
+        older_than: Age of what goes, s: younger files may be of a chunk that is being drawn.
         dry_run: Only tells.
 
     Raises:
@@ -206,7 +232,8 @@ def sweep(manifest: Manifest, store: Store, *, dry_run: bool) -> Swept:
     chunks, images = store.folder / "chunks", store.folder / "images"
     # Records first: a picture without a record is absent, a record without its picture is damage.
     files = [p for place in (chunks, images) if place.is_dir() for p in sorted(place.iterdir())]
-    idle = [path for path in files if path.name not in names]
+    young = time.time() - older_than
+    idle = [p for p in files if p.name not in names and p.stat().st_mtime <= young]
     size = sum(path.stat().st_size for path in idle)
     for path in [] if dry_run else idle:
         try:

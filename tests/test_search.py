@@ -173,7 +173,9 @@ def test_a_drawn_grid_is_searched_within_its_budget_and_again_for_nothing(tmp_pa
     sources = Sources()
     grid = drawn_grid(sources)
     budget = fixed_rows(grid) + 2 * 4  # all cells take 2 * 6
-    asked = Asked(search=parse_search(grid, "random", budget, grid.cells[2]))
+    asked = Asked(
+        search=parse_search(grid, "random", budget, grid.cells[2]), baseline=grid.cells[2]
+    )
     told: list[tuple[int, int]] = []
 
     def engine() -> Engine:
@@ -181,7 +183,7 @@ def test_a_drawn_grid_is_searched_within_its_budget_and_again_for_nothing(tmp_pa
 
     first = engine()
     small, found = search_grid(
-        grid, asked, first, start=grid.cells[2],
+        grid, asked, first,
         on_stage=lambda stage, done, total, note: told.append((done, total)),
     )  # fmt: skip
     assert grid.cells[2] in small.cells
@@ -191,7 +193,7 @@ def test_a_drawn_grid_is_searched_within_its_budget_and_again_for_nothing(tmp_pa
     assert first.counters.unet_rows_unshared == drawn <= found.spent <= budget
 
     again = engine()
-    assert search_grid(grid, asked, again, start=grid.cells[2]) == (small, found)
+    assert search_grid(grid, asked, again) == (small, found)
     assert again.counters.pictures == 0
 
 

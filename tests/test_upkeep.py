@@ -31,12 +31,12 @@ def test_gc_takes_what_no_question_of_the_folder_needs(tmp_path: Path) -> None:
     (other,) = folder.glob("manifest-*.json")
     manifest = manifests.read(folder)
     store = Store(folder, manifest.keys)
-    assert sweep(manifest, store, dry_run=False).paths == ()
+    assert sweep(manifest, store, older_than=0, dry_run=False).paths == ()
     other.unlink()
-    swept = sweep(manifest, store, dry_run=True)
+    swept = sweep(manifest, store, older_than=0, dry_run=True)
     gone = {store.key(row, item) for row in first.cells for item in first.items}
     assert {path.stem for path in swept.paths if path.suffix == ".png"} == gone
-    sweep(manifest, store, dry_run=False)
+    sweep(manifest, store, older_than=0, dry_run=False)
     left = Store(folder, manifest.keys)
     assert all(left.has(row, item) for row in second.rows for item in second.items)
     assert not any(left.has(row, item) for row in first.cells for item in first.items)

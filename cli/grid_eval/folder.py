@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lcm_arith.cli import options
+from lcm_arith.cli.ages import seconds
 from lcm_arith.cli.grid_eval.showing import show
 from lcm_arith.cli.output import Stages, print_json, progress, stdout
 
@@ -134,16 +135,29 @@ def export(
 
 def gc(
     folder: Folder = Path("grid"),
+    older_than: Annotated[
+        str,
+        typer.Option(
+            metavar="AGE",
+            help="Only files of at least this age: 30m, 24h, 7d. Younger ones may be of a picture "
+            "that is being drawn.",
+        ),
+    ] = "24h",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Remove pictures that the folder's last question does not need; it does not ask."""
+    """Remove pictures that no question of the folder needs; it does not ask.
+
+    A question is a manifest: manifest.json, and manifest-….json of each earlier other one.
+    """
     from lcm_arith.evaluation.upkeep import sweep
 
     session = _session(folder, None)
-    swept = sweep(session.manifest, session.store(), dry_run=dry_run)
+    swept = sweep(
+        session.manifest, session.store(), older_than=seconds(older_than), dry_run=dry_run
+    )
     if as_json:
         paths = [str(path) for path in swept.paths]
         print_json({"dry_run": dry_run, "paths": paths, "bytes": swept.bytes})

@@ -25,6 +25,8 @@ EXAMPLES = """Examples:
   lcm-arith grid-eval --l1 0.8,1.2/1.0/0.6/0.6 --steps 4 --axis sampler=lcm,ddim
 
   lcm-arith grid-eval --recipe which-sampler --prompts 48
+
+  lcm-arith grid-eval --l1 0:1.4:0.1 --l2 0.5:1.2:0.1 --search tpe --budget 9000 --confirm 3
 """
 
 
@@ -164,6 +166,17 @@ def command(
         int | None,
         typer.Option(metavar="K", help="Measure the K best cells again, on fresh seeds."),
     ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tpe|random",
+            help="Draw only what a search within --budget asks for, of a grid too large to run.",
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(metavar="ROWS", help="UNet rows that a search may take, margins included."),
+    ] = None,
     base: options.Base = None,
     dtype: Annotated[
         options.DtypeName, typer.Option(help="Number format of the base's weights.")
@@ -202,7 +215,7 @@ def command(
         style=style, accel=accel, defaults=options.pair(None, None), l1=l1, l2=l2, steps=steps,
         axes=axes, base=None if base is None else str(base), prompts=prompts, part=part.value,
         seeds=seeds, metrics=metrics, best_by=best_by, baseline=baseline, noninferior=noninferior,
-        confirm=confirm, out=out, csv=csv, how=how, tools=tools,
+        confirm=confirm, search=search, budget=budget, out=out, csv=csv, how=how, tools=tools,
         argv=tuple(sys.argv[1:]),
     )  # fmt: skip
     options.writable_folder(out)

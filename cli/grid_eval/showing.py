@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 def show(concluded: Concluded, *, as_json: bool) -> None:
     """Prints all of it, and raises if some cells could not be drawn."""
+    from dataclasses import asdict
+
     from lcm_arith.evaluation import answers
     from lcm_arith.evaluation.findings import whole_table
     from lcm_arith.evaluation.report import ceilings_line, notes
@@ -25,6 +27,7 @@ def show(concluded: Concluded, *, as_json: bool) -> None:
                 "paths": [str(path) for path in concluded.paths],
                 "rows": answers.records(whole_table(concluded.answers)),
                 "ceilings": ceilings_line(result),
+                "searched": concluded.searched and asdict(concluded.searched),
                 **answers.all_json(concluded.answers),
             }
         )

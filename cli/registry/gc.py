@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from lcm_arith.cli import options
+from lcm_arith.cli.ages import seconds
 from lcm_arith.cli.output import print_json, stdout
 
 EXAMPLES = """Examples:
@@ -16,8 +16,6 @@ EXAMPLES = """Examples:
 
   lcm-arith registry gc --older-than 7d
 """
-
-_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 24 * 3600.0}
 
 
 def command(
@@ -51,17 +49,3 @@ def command(
     count = len(swept.files) + len(swept.pieces)
     done = "would be removed" if dry_run else "removed"
     stdout.print(f"{count} file{'' if count == 1 else 's'} {done}, {swept.bytes / 2**20:.1f} MiB")
-
-
-def seconds(text: str) -> float:
-    """An age such as ``24h`` in seconds.
-
-    Raises:
-        UsageError: If it is none.
-    """
-    from lcm_arith.errors import UsageError
-
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([smhd]?)", text.strip().lower())
-    if not found or (not found[2] and float(found[1])):
-        raise UsageError(f"--older-than {text}: is no age", hint="write it as 30m, 24h or 7d")
-    return float(found[1]) * _UNITS[found[2] or "s"]

@@ -193,19 +193,30 @@ class Engine:
             UsageError: If a sampler, a number of steps, a method or a schedule is impossible.
             StorageError: If the disk refuses; what was committed stays.
         """
-        started = time.perf_counter()
         try:
-            for unit in units(rows):
-                self.drawing = unit
-                for chunk in chunks(items, self._block(unit)):
-                    pairs = [(row, item) for row in unit.rows for item in chunk]
-                    absent = {self.store.key(*p): p for p in pairs if not self.store.has(*p)}
-                    if absent:
-                        self.make(tuple(absent.values()))
-                    on_rows(sum(row.nfe for row, _ in pairs))
+            for made in self.rendering(rows, items):
+                on_rows(made)
         finally:
             self.restore()
-            self.counters.wall_s += time.perf_counter() - started
+
+    def rendering(self, rows: Sequence[Row], items: Sequence[Item]) -> Iterator[int]:
+        """Goes from chunk to chunk as :meth:`render`, and gives the UNet rows of each.
+
+        The base's weights are those of the last chunk afterwards: :meth:`restore`.
+
+        Raises:
+            IncompatibleError, UsageError, StorageError: As :meth:`render`.
+        """
+        for unit in units(rows):
+            self.drawing = unit
+            for chunk in chunks(items, self._block(unit)):
+                started = time.perf_counter()
+                pairs = [(row, item) for row in unit.rows for item in chunk]
+                absent = {self.store.key(*p): p for p in pairs if not self.store.has(*p)}
+                if absent:
+                    self.make(tuple(absent.values()))
+                self.counters.wall_s += time.perf_counter() - started
+                yield sum(row.nfe for row, _ in pairs)
 
     def make(self, pairs: Sequence[Pair]) -> Record:
         """Draws pictures of one unit together, and commits them as one chunk.
@@ -233,6 +244,11 @@ class Engine:
         if device.type == "cuda":
             count.peak_mib = torch.cuda.max_memory_allocated(device) / 2**20
         return self.store.commit(pairs, made, batch=self.batch, device=device.type)
+
+    @property
+    def loaded(self) -> str | None:
+        """The base model that is at hand."""
+        return self._base[0] if self._base else None
 
     def restore(self) -> None:
         """Gives the base its own weights back, to the bit."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lcm_arith.evaluation.engine import Counters, Engine
+from lcm_arith.evaluation.executors.local import local
+from lcm_arith.evaluation.executors.tasks import Executor
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.keys import keys_of
 from lcm_arith.evaluation.measuring import Measuring, OnStage, measured
@@ -41,7 +43,7 @@ def run_grid(
         IncompatibleError: If a vector does not fit the base model; nothing is made then.
     """
     drawn = draw_grid(grid, sources, folder=folder, on_stage=on_stage, fast=fast)
-    measuring = Measuring(grid, drawn.store, chosen=chosen)
+    measuring = Measuring(grid, drawn.store, chosen=chosen, failed=drawn.failed)
     return measured(measuring, sources, drawn.counters, on_stage)
 
 
@@ -53,11 +55,13 @@ class Drawn:
         store: Holds them.
         rows: Which were asked for: of the grid's distinct rows all, or those of a shard.
         counters: Work that was really done.
+        failed: Rows whose drawing was given up → why; some of their pictures may be there.
     """
 
     store: Store
-    rows: tuple[Row, ...]
-    counters: Counters
+    rows: tuple[Row, ...] = ()
+    counters: Counters = field(default_factory=Counters)
+    failed: Mapping[Row, str] = field(default_factory=dict)
 
 
 def draw_grid(
@@ -68,10 +72,12 @@ def draw_grid(
     on_stage: OnStage,
     fast: bool = False,
     shard: Shard = WHOLE,
+    executor: Executor = local,
 ) -> Drawn:
     """Makes what is missing in ``folder``, and measures nothing.
 
-    Other arguments and errors as :func:`run_grid`. With a ``shard``, of that part of the grid.
+    Other arguments and errors as :func:`run_grid`. With a ``shard``, of that part of the grid; the
+    ``executor`` says who draws.
     """
     sources.check(grid.rows)
     engine = Engine(Store(folder, keys_of(sources, fast=fast)), sources)
@@ -85,5 +91,7 @@ def draw_grid(
         unit = f" {engine.drawing.label}" if engine.drawing else ""
         on_stage("draw", done, total, f"UNet rows{unit}")
 
-    engine.render(rows, grid.items, on_rows)
-    return Drawn(engine.store, rows, engine.counters)
+    outcome = executor(engine, rows, grid.items, on_rows)
+    names = {row: engine.store.keys.weights(row) for row in grid.rows}
+    failed = {row: outcome.failed[name] for row, name in names.items() if name in outcome.failed}
+    return Drawn(engine.store, rows, outcome.counters, failed)

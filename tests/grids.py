@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any, Final
 
 from support import random_vector
 from tiny import pipeline, tiny
 
 from lcm_arith.adapters import save
 from lcm_arith.evaluation.grid import Result
-from lcm_arith.evaluation.measuring import Measuring, measured
+from lcm_arith.evaluation.measuring import Measuring, OnStage, measured
 from lcm_arith.evaluation.plan import Grid, make_grid, plain_cells
 from lcm_arith.evaluation.report import csv_bytes
 from lcm_arith.evaluation.running import Drawn, draw_grid
@@ -50,9 +55,9 @@ def tiny_grid(folder: Path, l1: str = "0.5,1", seeds: int = 2) -> Grid:
     )  # fmt: skip
 
 
-def draw(grid: Grid, folder: Path, **how: object) -> Drawn:
+def draw(grid: Grid, folder: Path, *, on_stage: OnStage = quiet, **how: Any) -> Drawn:
     """Draws a grid with sources of its own, as another process would."""
-    return draw_grid(grid, Sources(), folder=folder, on_stage=quiet, **how)  # type: ignore[arg-type]
+    return draw_grid(grid, Sources(), folder=folder, on_stage=on_stage, **how)
 
 
 def tables(grid: Grid, drawn: Drawn) -> tuple[bytes, bytes]:
@@ -65,3 +70,30 @@ def tables(grid: Grid, drawn: Drawn) -> tuple[bytes, bytes]:
 def pictures(folder: Path) -> dict[str, bytes]:
     """Every picture of a store by its name."""
     return {path.name: path.read_bytes() for path in (folder / "images").glob("[!.]*.png")}
+
+
+class ActorKiller:
+    """Kills actors of a Ray that is started after it was made, when it is told of progress."""
+
+    MARK: Final = "LCM_ARITH_TEST_RAY"
+
+    def __init__(self, setenv: Callable[[str, str], None], mark: str, count: int = 1) -> None:
+        setenv(self.MARK, mark)  # all processes of that Ray have it
+        self.mark, self.count = f"{self.MARK}={mark}".encode(), count
+        self.killed: list[int] = []
+
+    def __call__(self, *_: object) -> None:
+        drawing = [pid for pid in self._drawing() if pid not in self.killed]
+        if drawing and len(self.killed) < self.count:
+            os.kill(drawing[0], signal.SIGKILL)
+            self.killed.append(drawing[0])
+
+    def _drawing(self) -> list[int]:
+        """Actors of it that draw now."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (folder / "cmdline").read_bytes().startswith(b"ray::Drawer.draw"):
+                    mine = self.mark in (folder / "environ").read_bytes().split(b"\0")
+                    found += [int(folder.name)] if mine else []
+        return sorted(found)

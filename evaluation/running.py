@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lcm_arith.evaluation.engine import Counters, Engine
@@ -59,9 +59,9 @@ class Drawn:
     """
 
     store: Store
-    rows: tuple[Row, ...]
-    counters: Counters
-    failed: Mapping[Row, str]
+    rows: tuple[Row, ...] = ()
+    counters: Counters = field(default_factory=Counters)
+    failed: Mapping[Row, str] = field(default_factory=dict)
 
 
 def draw_grid(

@@ -18,6 +18,8 @@ from lcm_arith.evaluation import answers as words
 from lcm_arith.evaluation import manifest as manifests
 from lcm_arith.evaluation.asked import Searched
 from lcm_arith.evaluation.engine import Counters, Engine
+from lcm_arith.evaluation.executors.local import local
+from lcm_arith.evaluation.executors.tasks import Executor
 from lcm_arith.evaluation.findings import Answer, answer
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.judges import Judges, load_judges
@@ -35,8 +37,9 @@ from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.references import References, read_references
 from lcm_arith.evaluation.report import write_report
 from lcm_arith.evaluation.required import require
-from lcm_arith.evaluation.running import draw_grid
+from lcm_arith.evaluation.running import Drawn, draw_grid
 from lcm_arith.evaluation.searching import search_grid
+from lcm_arith.evaluation.shards import WHOLE, Shard
 from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.store import Store
 
@@ -94,12 +97,14 @@ class Session:
         folder: Of the pictures and of all that is written.
         sources: Of bases and vectors.
         on_stage: Told about progress.
+        executor: Who draws.
     """
 
     manifest: Manifest
     folder: Path
     sources: Sources
     on_stage: OnStage
+    executor: Executor = local
 
     @cached_property
     def judges(self) -> Judges:
@@ -152,6 +157,16 @@ class Session:
         )  # fmt: skip
         return replace(told, grid=grid, asked=replace(told.asked, searched=found)), engine.counters
 
+    def draw(self, shard: Shard) -> Drawn:
+        """Draws what is missing of a part of the grid, and measures nothing.
+
+        Raises:
+            NotFoundError, InvalidContentError, IncompatibleError, StorageError: As :meth:`run`.
+        """
+        make_folder(self.folder)
+        manifests.write(self.manifest.told(**self._digests()), self.folder)
+        return self._draw(self.manifest.grid, shard)
+
     def report(self) -> Concluded:
         """The same from the pictures that are there; a confirmation only if it is whole.
 
@@ -165,7 +180,7 @@ class Session:
         store = self.store()
 
         def there(grid: Grid) -> Result:
-            return self._measured(grid, store, references, noted, Counters())
+            return self._measured(grid, Drawn(store), references, noted)
 
         result = there(self.manifest.grid)
         try:
@@ -177,18 +192,23 @@ class Session:
         return self._written(self.manifest, result, answers)
 
     def _drawn(self, grid: Grid, references: Mapping[str, References]) -> Result:
-        how = self.manifest.how
-        drawn = draw_grid(
-            grid, self.sources, folder=self.folder, on_stage=self.on_stage, fast=how.fast
-        )
-        return self._measured(grid, drawn.store, references, self.sources, drawn.counters)
+        drawn = self._draw(grid)
+        return self._measured(grid, drawn, references, self.sources)
+
+    def _draw(self, grid: Grid, shard: Shard = WHOLE) -> Drawn:
+        fast = self.manifest.how.fast
+        return draw_grid(
+            grid, self.sources, folder=self.folder, on_stage=self.on_stage, fast=fast,
+            shard=shard, executor=self.executor,
+        )  # fmt: skip
 
     def _measured(
-        self, grid: Grid, store: Store, references: Mapping[str, References], reader: Reader,
-        counters: Counters,
-    ) -> Result:  # fmt: skip
-        measuring = Measuring(grid, store, self.judges, references, self.manifest.tools.metrics)
-        return measured(measuring, reader, counters, self.on_stage)
+        self, grid: Grid, drawn: Drawn, references: Mapping[str, References], reader: Reader
+    ) -> Result:
+        measuring = Measuring(
+            grid, drawn.store, self.judges, references, self.manifest.tools.metrics, drawn.failed
+        )
+        return measured(measuring, reader, drawn.counters, self.on_stage)
 
     def store(self) -> Store:
         """The pictures of the folder, called as when they were drawn."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -12,10 +14,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from lcm_arith.text import clean
 
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from lcm_arith.vector import TaskVector
 
 SCHEMA_VERSION: Final = 1
+MINUTE: Final = 60.0  # s
 GRID_POINTS: Final = 50  # of LCM samplers where nobody says otherwise
 NOTABLE: Final = {"float16": 1e-3, "bfloat16": 1e-2}
 """‖file − τ‖ / ‖τ‖ above which a number format has cost more than it usually does (3e-4, 2e-3)."""
@@ -60,6 +66,7 @@ def progress(*, shown: bool = True) -> Iterator[Progress]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        Rate(),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
@@ -68,12 +75,25 @@ def progress(*, shown: bool = True) -> Iterator[Progress]:
         yield bar
 
 
-class Stages:
-    """Named stages on one progress bar: ``stages("encode", done, total)``."""
+class Rate(ProgressColumn):
+    """Steps a second."""
 
-    def __init__(self, bar: Progress) -> None:
+    def render(self, task: Task) -> Text:
+        """Empty until it is known."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.3g}/s" if speed else "")
+
+
+class Stages:
+    """Named stages on one progress bar: ``stages("encode", done, total)``.
+
+    Where nobody watches a bar it prints a line a minute instead.
+    """
+
+    def __init__(self, bar: Progress, clock: Callable[[], float] = time.monotonic) -> None:
         self._bar = bar
         self._tasks: dict[str, Any] = {}
+        self._clock, self._said = clock, clock()
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Shows ``done`` of ``total`` of a stage, which is added when first named."""
@@ -85,6 +105,17 @@ class Stages:
             total=total,
             description=f"{stage} {note}" if note else stage,
         )
+        if not self._bar.console.is_terminal and self._clock() - self._said >= MINUTE:
+            self._said = self._clock()
+            self._say(self._tasks[stage])
+
+    def _say(self, number: Any) -> None:
+        task = next(task for task in self._bar.tasks if task.id == number)
+        speed, left = task.speed, task.time_remaining
+        rate = f", {speed:.3g}/s" if speed else ""
+        rest = f", {timedelta(seconds=round(left))} to go" if left else ""
+        line = f"{task.description}: {task.completed:g} of {task.total:g}{rate}{rest}"
+        self._bar.console.print(line, soft_wrap=True)
 
 
 def print_made(made: dict[str, Any], *, as_json: bool) -> None:

@@ -243,7 +243,7 @@ def as_json(grid: Grid) -> dict[str, Any]:
                 "style_set": s.style_set,
                 "base": keys(s.base),
                 "teacher": keys(s.teacher),
-                "controls": {str(n): [keys(row) for row in rows] for n, rows in s.controls.items()},
+                "controls": [[n, [keys(row) for row in rows]] for n, rows in s.controls.items()],
             }
             for s in grid.settings
         ],
@@ -258,7 +258,7 @@ def from_json(told: dict[str, Any]) -> Grid:
     settings = []
     for s in told["settings"]:
         base = of_keys(s["base"])
-        controls = {int(n): tuple(map(of_keys, rows)) for n, rows in s["controls"].items()}
+        controls = {n: tuple(map(of_keys, rows)) for n, rows in s["controls"]}
         settings.append(
             Setting(
                 base.context, tuple(s["target_sets"]), s["style_set"],

@@ -56,12 +56,14 @@ class Drawn:
         rows: Which were asked for: of the grid's distinct rows all, or those of a shard.
         counters: Work that was really done.
         failed: Rows whose drawing was given up → why; some of their pictures may be there.
+        batch: UNet rows at once, once that is known.
     """
 
     store: Store
     rows: tuple[Row, ...] = ()
     counters: Counters = field(default_factory=Counters)
     failed: Mapping[Row, str] = field(default_factory=dict)
+    batch: int | None = None
 
 
 def draw_grid(
@@ -71,16 +73,17 @@ def draw_grid(
     folder: Path,
     on_stage: OnStage,
     fast: bool = False,
+    batch: int | None = None,
     shard: Shard = WHOLE,
     executor: Executor = local,
 ) -> Drawn:
     """Makes what is missing in ``folder``, and measures nothing.
 
     Other arguments and errors as :func:`run_grid`. With a ``shard``, of that part of the grid; the
-    ``executor`` says who draws.
+    ``executor`` says who draws, ``batch`` how many UNet rows at once where that is known.
     """
     sources.check(grid.rows)
-    engine = Engine(Store(folder, keys_of(sources, fast=fast)), sources)
+    engine = Engine(Store(folder, keys_of(sources, fast=fast)), sources, batch)
     rows = shard.rows(grid.rows, engine.store.keys)
     passes = sum(row.nfe for row in rows)
     total, done = passes * len(grid.items), 0
@@ -94,4 +97,4 @@ def draw_grid(
     outcome = executor(engine, rows, grid.items, on_rows)
     names = {row: engine.store.keys.weights(row) for row in grid.rows}
     failed = {row: outcome.failed[name] for row, name in names.items() if name in outcome.failed}
-    return Drawn(engine.store, rows, outcome.counters, failed)
+    return Drawn(engine.store, rows, outcome.counters, failed, engine.batch)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from lcm_arith.durable import make_folder
 from lcm_arith.embedded.files import sha256
-from lcm_arith.errors import DivergedError, NotFoundError
+from lcm_arith.errors import DivergedError, InvalidContentError, NotFoundError
 from lcm_arith.evaluation import answers as words
 from lcm_arith.evaluation import manifest as manifests
 from lcm_arith.evaluation.asked import Searched
@@ -126,14 +127,14 @@ class Session:
         references = self._references(self._sides())
         require(self.manifest.tools.required, self.manifest.grid, self.judges, references)
         grids: list[Grid] = []
-        total = Counters()
+        total, batch = Counters(), self._batch()
 
         def draw(grid: Grid) -> Result:
-            nonlocal total
+            nonlocal total, batch
             grids.append(grid)
-            result = self._drawn(grid, references)
-            total = total.plus(result.counters)
-            return result
+            drawn = self._draw(grid, batch)
+            total, batch = total.plus(drawn.counters), drawn.batch or batch
+            return self._measured(grid, drawn, references, self.sources)
 
         make_folder(self.folder)
         told = self.manifest.told(**self._digests())
@@ -143,7 +144,7 @@ class Session:
         result = draw(told.grid)
         answers = answer(result, told.asked, draw)
         told = told.told(counters=asdict(total), efficiency=round(total.efficiency, 4))
-        told = replace(told, confirmed=tuple(grids[1:]))
+        told = replace(told, confirmed=tuple(grids[1:]), how=replace(told.how, batch=batch))
         return self._written(told, result, answers)
 
     def _searched(
@@ -164,8 +165,9 @@ class Session:
             NotFoundError, InvalidContentError, IncompatibleError, StorageError: As :meth:`run`.
         """
         make_folder(self.folder)
+        batch = self._batch()
         manifests.write(self.manifest.told(**self._digests()), self.folder)
-        return self._draw(self.manifest.grid, shard)
+        return self._draw(self.manifest.grid, batch, shard)
 
     def report(self) -> Concluded:
         """The same from the pictures that are there; a confirmation only if it is whole.
@@ -191,16 +193,20 @@ class Session:
             answers = answer(result, self.manifest.asked)
         return self._written(self.manifest, result, answers)
 
-    def _drawn(self, grid: Grid, references: Mapping[str, References]) -> Result:
-        drawn = self._draw(grid)
-        return self._measured(grid, drawn, references, self.sources)
-
-    def _draw(self, grid: Grid, shard: Shard = WHOLE) -> Drawn:
+    def _draw(self, grid: Grid, batch: int | None, shard: Shard = WHOLE) -> Drawn:
         fast = self.manifest.how.fast
         return draw_grid(
-            grid, self.sources, folder=self.folder, on_stage=self.on_stage, fast=fast,
+            grid, self.sources, folder=self.folder, on_stage=self.on_stage, fast=fast, batch=batch,
             shard=shard, executor=self.executor,
         )  # fmt: skip
+
+    def _batch(self) -> int | None:
+        """UNet rows at once, where an earlier run of this folder measured them on this device."""
+        with suppress(NotFoundError, InvalidContentError):
+            before = manifests.read(self.folder).how
+            if before.device == self.manifest.how.device:
+                return before.batch
+        return self.manifest.how.batch
 
     def _measured(
         self, grid: Grid, drawn: Drawn, references: Mapping[str, References], reader: Reader
@@ -264,10 +270,8 @@ def reopened(folder: Path, on_stage: OnStage) -> Session:
 
     Raises:
         NotFoundError, InvalidContentError: As :func:`lcm_arith.evaluation.manifest.read`.
-        IncompatibleError: If a vector is another now, and does not fit.
     """
     manifest = manifests.read(folder)
     sources = Sources(manifest.how.dtype, manifest.how.device)
-    sources.check(manifest.grid.rows)
     place = folder if folder.is_dir() else folder.parent
     return Session(manifest, place, sources, on_stage)

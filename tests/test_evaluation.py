@@ -127,7 +127,9 @@ def test_a_grid_goes_through_json_unchanged() -> None:
     )  # fmt: skip
     grid = small_grid(cells=(*plain_cells("none", "lcm", [Decimal(1)], [Decimal(1)], [1]), odd),
                       style_set=lambda _: None)  # fmt: skip
-    assert from_json(json.loads(json.dumps(as_json(grid)))) == grid
+    again = from_json(json.loads(json.dumps(as_json(grid), sort_keys=True)))
+    assert again == grid
+    assert again.rows == grid.rows  # in order, too
     assert [len(row.mixes) for row in grid.cells] == [1, 4]
     assert grid.cells[0].mixes[0].style == "none"
     assert len({row.cell_id for row in grid.rows}) == len(grid.rows)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lcm_arith.cli import completion, options
-from lcm_arith.cli.grid_eval.showing import show
+from lcm_arith.cli.grid_eval.showing import show, show_drawn
 from lcm_arith.cli.output import Stages, progress
 
 EXAMPLES = """Examples:
@@ -177,6 +177,25 @@ def command(
         int | None,
         typer.Option(metavar="ROWS", help="UNet rows that a search may take, margins included."),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="i/N",
+            help="Draw part i of N, from 1, and measure nothing: grid-eval report does, when all "
+            "parts are in one folder.",
+        ),
+    ] = None,
+    executor: Annotated[
+        str, typer.Option(metavar="local|ray", help="Who draws: this process, or a Ray cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Ray actors.", show_default="one per GPU, else per core"),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Of a Ray cluster.", show_default="a local one"),
+    ] = None,
     base: options.Base = None,
     dtype: Annotated[
         options.DtypeName, typer.Option(help="Number format of the base's weights.")
@@ -195,11 +214,14 @@ def command(
     Lists are 0.4,0.8 or 0:1.2:0.2 (end included). The control of a cell spends the same UNet
     passes without acceleration, in the best of up to four ways.
     """
+    from lcm_arith.errors import UsageError
     from lcm_arith.evaluation.asking import Typed, parse
+    from lcm_arith.evaluation.executors.choose import choose as choose_executor
     from lcm_arith.evaluation.manifest import How, Tools
     from lcm_arith.evaluation.metrics import choose
     from lcm_arith.evaluation.recipe import read
     from lcm_arith.evaluation.session import Session
+    from lcm_arith.evaluation.shards import parse_shard
     from lcm_arith.evaluation.sources import Sources
     from lcm_arith.training.processes import found_device
 
@@ -218,9 +240,21 @@ def command(
         confirm=confirm, search=search, budget=budget, out=out, csv=csv, how=how, tools=tools,
         argv=tuple(sys.argv[1:]),
     )  # fmt: skip
+    if search is not None and (shard is not None or executor != "local"):
+        raise UsageError("--search draws one cell after the other: no --shard, no --executor")
     options.writable_folder(out)
     sources = Sources(how.dtype, how.device)
     manifest = parse(typed, sources)
     with progress() as bar:
-        concluded = Session(manifest, out, sources, Stages(bar)).run()
-    show(concluded, as_json=as_json)
+        session = Session(
+            manifest, out, sources, Stages(bar),
+            choose_executor(executor, workers=workers, address=ray_address),
+        )  # fmt: skip
+        if shard is not None:
+            drawn = session.draw(parse_shard(shard))
+        else:
+            concluded = session.run()
+    if shard is not None:
+        show_drawn(drawn, out, shard, as_json=as_json)
+    else:
+        show(concluded, as_json=as_json)

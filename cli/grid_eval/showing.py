@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from lcm_arith.cli.output import print_grid, print_json, stderr, stdout
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lcm_arith.evaluation.running import Drawn
     from lcm_arith.evaluation.session import Concluded
 
 
@@ -38,3 +41,22 @@ def show(concluded: Concluded, *, as_json: bool) -> None:
         for path in concluded.paths:
             stdout.print(f"wrote {path}", soft_wrap=True)
     concluded.raise_if_failed()
+
+
+def show_drawn(drawn: Drawn, folder: Path, shard: str, *, as_json: bool) -> None:
+    """Prints what a shard drew, and raises if some of it could not be drawn."""
+    from lcm_arith.errors import DivergedError
+
+    made, failed = drawn.counters.pictures, list(drawn.failed.values())
+    if as_json:
+        told = {"shard": shard, "rows": len(drawn.rows), "pictures": made, "failed": len(failed)}
+        print_json({**told, "path": str(folder)})
+    else:
+        stdout.print(f"shard {shard}: {len(drawn.rows)} rows, {made} pictures made now")
+        stdout.print(
+            "When all shards lie in one folder (cp -r puts them together): "
+            f"lcm-arith grid-eval report {folder}",
+            soft_wrap=True,
+        )
+    if failed:
+        raise DivergedError(f"{len(failed)} rows could not be drawn: {failed[0]}")

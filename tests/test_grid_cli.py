@@ -1,0 +1,161 @@
+"""grid-eval on the command line: its verbs on a folder, shards, a search, another base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from commands import fails, files_in, run
+from grids import tiny_files
+from rich.progress import Progress
+
+from lcm_arith.cli import output
+from lcm_arith.cli.output import Stages
+
+TIMELESS = ["seconds_per_image"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny base and vectors, and ``grid/``, a finished grid of them."""
+    folder = tiny_files(tmp_path_factory.mktemp("cli"))
+    (folder / "p.txt").write_text("fox\nred cat\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(*asked())
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to work in."""
+    shutil.copytree(made, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def asked(*more: str) -> list[str]:
+    return [
+        "grid-eval", "style.safetensors", "accel.safetensors", "--base", "base", "--l1", "0.5,1",
+        "--l2", "1", "--steps", "1,2", "--prompts", "p.txt", "--seeds", "1", *more,
+    ]  # fmt: skip
+
+
+def told(*arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("grid-eval", *arguments, "--json").stdout)
+    return found
+
+
+def cells(folder: str = "grid") -> pd.DataFrame:
+    return pd.read_csv(f"{folder}/cells.csv").drop(columns=TIMELESS)
+
+
+def test_report_says_again_what_run_said_and_reads_neither_base_nor_vectors(here: Path) -> None:
+    before = cells()
+    shutil.rmtree("base")
+    Path("style.safetensors").unlink()
+    Path("grid/cells.csv").unlink()
+    run("grid-eval", "report", "grid")
+    pd.testing.assert_frame_equal(cells(), before)
+    assert before.prompt_score.isna().all()  # the emoji judge says nothing of another base
+    assert before.ssim.notna().all()
+
+
+def test_status_and_report_of_a_grid_that_lost_pictures(here: Path) -> None:
+    whole = told("status", "grid")
+    assert whole["made"] == whole["pictures"]
+    images = pd.read_csv("grid/images.csv")
+    lost = images[(images.role == "cell") & (images.l1 == 0.5)]
+    Path("grid", lost.iloc[0].path).unlink()
+    cut = told("status", "grid")
+    assert whole["made"] - cut["made"] == len(lost)  # its chunk: both step counts
+    told("report", "grid")
+    table = cells().set_index(["role", "l1", "steps"]).loc["cell"]
+    assert table.loc[0.5].status.tolist() == ["missing", "missing"]
+    assert table.loc[0.5].ssim.isna().all()
+    assert table.loc[1.0].status.tolist() == ["ok", "ok"]
+    before = files_in(Path("grid/images"))
+    run(*asked())
+    after = files_in(Path("grid/images"))
+    assert {name: after[name] for name in before} == before
+    assert cells().status.eq("ok").all()
+
+
+def test_replay_draws_the_same_bytes_and_notices_other_files(here: Path) -> None:
+    found = told("replay", "grid")
+    assert found["unequal"] == 0 < found["pictures"]
+    shutil.copy("accel.safetensors", "style.safetensors")
+    code, message = fails("grid-eval", "replay", "grid")
+    assert code == 6
+    assert "style.safetensors: not the files" in message
+
+
+def test_export_lays_pictures_out_for_other_tools_once(here: Path) -> None:
+    found = told("export", "grid", "--to", "out")
+    rows = [json.loads(line) for line in Path("out/rows.jsonl").read_text().splitlines()]
+    assert found["pictures"] == len(rows) * 2 == len(list(Path("out").rglob("*.png")))
+    place = Path("out", rows[-1]["cell_id"], "00001")
+    assert json.loads((place / "metadata.jsonl").read_text())["prompt"] == "red cat"
+    images = pd.read_csv("grid/images.csv")
+    same = images[(images.cell_id == rows[-1]["cell_id"]) & (images.prompt == "red cat")]
+    assert (place / "samples/0000.png").read_bytes() == Path("grid", same.iloc[0].path).read_bytes()
+    assert fails("grid-eval", "export", "grid", "--to", "out")[0] == 3
+
+
+def test_shards_in_folders_of_their_own_are_one_grid_when_copied_together(here: Path) -> None:
+    for number in (3, 1, 2):
+        said = run(*asked("--shard", f"{number}/3", "--out", f"s{number}"))
+        assert f"grid-eval report s{number}" in said.stdout.replace("\n", " ")
+    for number in (1, 2, 3):
+        shutil.copytree(f"s{number}", "together", dirs_exist_ok=True)
+    run("grid-eval", "report", "together")
+    pd.testing.assert_frame_equal(cells("together"), cells())
+
+
+def test_a_search_says_what_it_looked_at_and_its_report_is_alike(here: Path) -> None:
+    found = told("run", *asked("--search", "random", "--budget", "10000")[1:])
+    assert found["searched"]["total"] == found["searched"]["finished"] == 4
+    pd.testing.assert_frame_equal(cells(), pd.read_csv("grid/cells.csv").drop(columns=TIMELESS))
+    assert told("report", "grid")["searched"] == found["searched"]
+
+
+@pytest.mark.parametrize(
+    ("code", "more"),
+    [
+        (2, "--shard 0/3"),
+        (2, "--executor slurm"),
+        (2, "--workers 2"),
+        (2, "--budget 100"),
+        (2, "--search random --budget 10000 --shard 1/2"),
+    ],
+)
+def test_impossible_ways_of_drawing_are_refused_before_anything_is_drawn(
+    here: Path, code: int, more: str
+) -> None:
+    assert fails(*asked("--out", "new", *more.split()))[0] == code
+    assert not Path("new/images").exists()
+
+
+def test_verbs_of_a_folder_without_a_grid_say_so(tmp_cwd: Path) -> None:
+    for name in ("report", "status", "replay", "export", "gc"):
+        code, message = fails("grid-eval", name, "nowhere")
+        assert code == 3
+        assert "no grid is there" in message
+
+
+def test_off_a_terminal_progress_is_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0, 30.0, 61.0, 61.0, 90.0])
+    with output.progress() as bar:
+        assert isinstance(bar, Progress)
+        stages = Stages(bar, clock=lambda: next(now))
+        for done in (10, 20, 30):
+            stages("draw", done, 100, "UNet rows")
+        bar.stop()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("draw UNet")]
+    assert next(line for line in lines if " of 100" in line).startswith("draw UNet rows: 20 of 100")

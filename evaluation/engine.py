@@ -1,8 +1,8 @@
 """Makes the pictures of a grid: each once, sharing all that is the same, in any order to the bit.
 
 The base is loaded once, a prompt is encoded once per state of the text encoders, weights are
-rebuilt from pristine once per mix. Pictures are made in chunks: a block of consecutive prompts, one
-seed, every way of sampling that needs the same weights. A chunk's composition depends on the plan
+rebuilt from pristine once per mix. Pictures are made in chunks: a block of items in a fixed
+order, every way of sampling that needs the same weights. A chunk's composition depends on the plan
 and on what the store held before the plan, never on where a run was cut.
 """
 
@@ -33,7 +33,7 @@ from lcm_arith.fuse import LiveWeights
 from lcm_arith.sampling import decoded, rounded
 from lcm_arith.vector import TaskVector
 
-MANY, FEW = 16, 2  # prompts of a block
+MANY, FEW = 16, 2  # items of a block
 CPU_BATCH: Final = {True: 32, False: 4}
 """UNet rows at once on the CPU, of small pictures or not; more are no faster there."""
 DECODED: Final = 4  # UNet rows of a batch for a picture that is decoded at once
@@ -139,15 +139,12 @@ def _contents(row: Row) -> tuple[Hashable, ...]:
 
 
 def chunks(items: Sequence[Item], block: int) -> Iterator[tuple[Item, ...]]:
-    """Items by blocks of consecutive prompts, one seed each."""
-    prompts = list(dict.fromkeys(prompt for prompt, _ in items))
-    wanted = dict.fromkeys(items)
-    for at in range(0, len(prompts), block):
-        for seed in dict.fromkeys(seed for _, seed in items):
-            chunk = [(prompt, seed) for prompt in prompts[at : at + block]]
-            found = tuple(item for item in chunk if item in wanted)
-            if found:
-                yield found
+    """Items in blocks: the first seed of every prompt, then the second."""
+    prompts, seeds = (list(dict.fromkeys(each)) for each in zip(*items, strict=True))
+    wanted = set(items)
+    ordered = [(p, s) for s in seeds for p in prompts if (p, s) in wanted]
+    for at in range(0, len(ordered), block):
+        yield tuple(ordered[at : at + block])
 
 
 @dataclass(eq=False)

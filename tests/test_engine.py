@@ -287,7 +287,7 @@ def test_what_is_damaged_is_made_again_with_its_chunk_to_the_byte(
     if damage == "no picture":
         path.unlink()
     again = made(tmp_path, cells)
-    assert again.counters.pictures == len(cells) * len(PROMPTS)  # one seed of two
+    assert again.counters.pictures == len(cells) * len(ITEMS)
     assert digests(again, cells) == kept
 
 
@@ -306,11 +306,13 @@ def test_a_replay_of_the_records_gives_the_same_bytes(rows: Rows, tmp_path: Path
     assert again.counters.unet_rows == drawn.counters.unet_rows
 
 
-def test_a_chunk_is_a_block_of_prompts_and_one_seed() -> None:
+def test_chunks_hold_the_first_seed_of_every_prompt_then_the_second() -> None:
     items = [(prompt, seed) for prompt in "abc" for seed in (0, 1)]
     assert list(chunks(items[:-1], 2)) == [
-        (("a", 0), ("b", 0)), (("a", 1), ("b", 1)), (("c", 0),),
+        (("a", 0), ("b", 0)), (("c", 0), ("a", 1)), (("b", 1),),
     ]  # fmt: skip
+    more = [*items, ("d", 0)]
+    assert [len(chunk) for chunk in chunks(more, 16)] == [7]
 
 
 # --- weights -------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ class Result:
             or ``missing``.
         left_lines: Their lines for the table.
         empty: What keeps metrics empty, in words.
+        failed: Rows whose drawing was given up → what went wrong.
     """
 
     grid: Grid
@@ -85,6 +86,7 @@ class Result:
     left_out: Mapping[Row, str] = field(default_factory=dict)
     left_lines: pd.DataFrame = field(default_factory=pd.DataFrame)
     empty: tuple[str, ...] = ()
+    failed: Mapping[Row, str] = field(default_factory=dict)
 
     def metric(self, row: Row, name: str) -> np.ndarray:
         """One metric of a row, ``[prompts, seeds]``."""

@@ -193,6 +193,7 @@ def measured(measuring: Measuring, reader: Reader, counters: Counters, on_stage:
         left,
         pd.DataFrame([lines.left(*each) for each in left.items()], columns=list(CELL_COLUMNS)),
         measuring.empty(),
+        measuring.failed,
     )
 
 

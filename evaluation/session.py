@@ -71,7 +71,8 @@ class Concluded:
         """
         failed = {row: why for row, why in self.result.left_out.items() if why != MISSING}
         if failed:
-            row, why = next(iter(failed.items()))
+            row, status = next(iter(failed.items()))
+            why = self.result.failed.get(row, status)
             raise DivergedError(
                 f"{len(failed)} of {len(self.result.grid.cells)} cells have no figures: {why}, "
                 f"{words.named(row)} for one; the others are reported",

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Annotated, Final
 
+import typer
+
+OlderThan = Annotated[
+    str,
+    typer.Option(
+        metavar="AGE",
+        help="Only files of at least this age: 30m, 24h, 7d. Younger ones may belong to something "
+        "that is being made.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")]
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 24 * 3600.0}
 
 

@@ -106,22 +106,7 @@ def cell_at(grid: Grid, l1: Decimal, l2: Decimal, steps: int) -> Row | None:
 def confirmation(grid: Grid, rows: tuple[Row, ...]) -> Grid:
     """The same grid of these cells alone, on as many seeds, which it has not seen."""
     first = max(grid.seeds) + 1
-    kept = {(row.context, row.nfe) for row in rows}
-    settings = (
-        replace(
-            setting,
-            controls={
-                n: ways for n, ways in setting.controls.items() if (setting.context, n) in kept
-            },
-        )
-        for setting in grid.settings
-    )
-    return replace(
-        grid,
-        settings=tuple(setting for setting in settings if setting.controls),
-        cells=tuple(row for row in grid.cells if row in rows),
-        seeds=tuple(range(first, first + len(grid.seeds))),
-    )
+    return replace(grid.of_cells(rows), seeds=tuple(range(first, first + len(grid.seeds))))
 
 
 def _cell(text: str, grid: Grid) -> Row:

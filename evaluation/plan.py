@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
@@ -106,6 +106,19 @@ class Grid:
     @cached_property
     def _by_pixels(self) -> dict[Any, Row]:
         return {row.pixels_key: row for row in reversed(self.rows)}
+
+    def of_cells(self, cells: Collection[Row]) -> Grid:
+        """The same grid of some of its cells alone, with the controls of their NFE."""
+        kept = {(row.context, row.nfe) for row in cells}
+        settings = (
+            replace(s, controls={n: w for n, w in s.controls.items() if (s.context, n) in kept})
+            for s in self.settings
+        )
+        return replace(
+            self,
+            settings=tuple(setting for setting in settings if setting.controls),
+            cells=tuple(row for row in self.cells if row in cells),
+        )
 
     def parts(self) -> tuple[Grid, ...]:
         """The grid of each base and style, whose cells are compared with one another."""

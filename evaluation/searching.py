@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -140,27 +140,7 @@ def search_grid(
         finished=len(finished),
         spent=fixed + found.spent,
     )
-    return only(grid, finished), told
-
-
-def only(grid: Grid, cells: Iterable[Row]) -> Grid:
-    """The same grid of these cells alone, and the controls of their NFE."""
-    kept = set(cells)
-    passes = {(row.context, row.nfe) for row in kept}
-    settings = [
-        replace(
-            setting,
-            controls={
-                n: ways for n, ways in setting.controls.items() if (setting.context, n) in passes
-            },
-        )
-        for setting in grid.settings
-    ]
-    return replace(
-        grid,
-        settings=tuple(setting for setting in settings if setting.controls),
-        cells=tuple(row for row in grid.cells if row in kept),
-    )
+    return grid.of_cells(finished), told
 
 
 @dataclass(eq=False)

@@ -424,7 +424,7 @@ def test_what_is_best_at_zero_wins_nearest_to_it_and_an_open_direction_has_no_wi
 
 def test_every_metric_has_a_direction() -> None:
     assert {*PICTURE_METRICS, "diversity"} <= BETTER.keys()
-    assert set(BETTER.values()) <= {"high", "low", *TARGETS, "teacher"}
+    assert set(BETTER.values()) <= {"high", "low", *TARGETS, "teacher", "none"}
 
 
 def test_each_base_and_style_answers_for_itself() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lcm_arith.cli import options
-from lcm_arith.cli.ages import seconds
+from lcm_arith.cli.ages import DryRun, OlderThan, seconds
 from lcm_arith.cli.grid_eval.showing import show
 from lcm_arith.cli.output import Stages, print_json, progress, stdout
 
@@ -135,17 +135,8 @@ def export(
 
 def gc(
     folder: Folder = Path("grid"),
-    older_than: Annotated[
-        str,
-        typer.Option(
-            metavar="AGE",
-            help="Only files of at least this age: 30m, 24h, 7d. Younger ones may be of a picture "
-            "that is being drawn.",
-        ),
-    ] = "24h",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")
-    ] = False,
+    older_than: OlderThan = "24h",
+    dry_run: DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Remove pictures that no question of the folder needs; it does not ask.

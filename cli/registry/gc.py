@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from lcm_arith.cli import options
-from lcm_arith.cli.ages import seconds
+from lcm_arith.cli.ages import DryRun, OlderThan, seconds
 from lcm_arith.cli.output import print_json, stdout
 
 EXAMPLES = """Examples:
@@ -19,17 +15,8 @@ EXAMPLES = """Examples:
 
 
 def command(
-    older_than: Annotated[
-        str,
-        typer.Option(
-            metavar="AGE",
-            help="Only files of at least this age: 30m, 24h, 7d. Younger ones may "
-            "belong to a vector that is being added.",
-        ),
-    ] = "24h",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")
-    ] = False,
+    older_than: OlderThan = "24h",
+    dry_run: DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Remove files that no name needs, and pieces of killed programs; it does not ask.

@@ -29,6 +29,7 @@ bench: $(STAMP)
 
 # About 10 minutes: kills, full disks, rotten bits, crowds. Parts of it: tools/torture.py --only F3
 torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m long
 	OMP_NUM_THREADS=1 $(BIN)/python tools/torture.py
 
 $(VENV): $(STAMP)

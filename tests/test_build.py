@@ -140,6 +140,7 @@ def test_the_report_of_a_toy_ground_prints_every_figure(ground: Path) -> None:
     assert (ground / "embedded_curves.png").stat().st_size > 1000
 
 
+@pytest.mark.long
 def test_a_killed_base_goes_on_to_the_same_weights(ground: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for copy in (whole, cut):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -36,7 +36,7 @@ GRID_POINTS: Final = 50  # of LCM samplers where nobody says otherwise
 NOTABLE: Final = {"float16": 1e-3, "bfloat16": 1e-2}
 """‖file − τ‖ / ‖τ‖ above which a number format has cost more than it usually does (3e-4, 2e-3)."""
 _GRID_TABLE: Final = {
-    "role": "role", "l1": "λ1", "l2": "λ2", "sampler": "sampler", "steps": "steps", "guidance": "s",
+    "role": "role", "l1": "λ1", "l2": "λ2", "sampler": "sampler", "steps": "steps", "guidance": "cfg",
     "nfe": "NFE", "prompt_score": "prompt", "retrieval_top1": "retrieval",
     "style_accuracy": "style", "pair_distance": "distance",
 }  # fmt: skip
@@ -229,15 +229,19 @@ def _print_place(made: dict[str, Any], size: str = "") -> None:
         stdout.print(f"registered as {made['name']}", soft_wrap=True)
 
 
-def print_grid(result: Result) -> None:
-    """The rows of a grid as a table; of the axes those that it has."""
+def print_grid(result: Result, also: Iterable[str] = ()) -> None:
+    """The rows of a grid as a table; of the axes those that it has, and ``also`` these metrics."""
     from rich.table import Table
 
     lines = result.cells.astype(object).where(result.cells.notna(), "").to_dict(orient="records")
     cells = [line for line in lines if line["role"] == "cell"]
-    heads = _GRID_TABLE | {
-        name: head for name, head in _VARYING.items() if len({line[name] for line in cells}) > 1
-    }
+    usual = {name: head for name, head in _GRID_TABLE.items() if any(l[name] != "" for l in lines)}
+    asked = {name: _GRID_TABLE.get(name, name) for name in also}
+    heads = (
+        usual
+        | asked
+        | {name: head for name, head in _VARYING.items() if len({line[name] for line in cells}) > 1}
+    )
     table = Table(box=None, pad_edge=False)
     for name, head in heads.items():
         number = name not in ("role", "sampler", *_VARYING) or name in ("rank", "te")
@@ -245,7 +249,7 @@ def print_grid(result: Result) -> None:
     for line in lines:
         line |= {name: line[f"{name}_schedule"] or line[name] for name in ("l1", "l2")}
         table.add_row(*(_cell(line[name]) for name in heads))
-    wide = stdout.width if heads == _GRID_TABLE else max(stdout.width, _WIDEST)
+    wide = stdout.width if heads.keys() <= _GRID_TABLE.keys() else max(stdout.width, _WIDEST)
     Console(file=stdout.file, highlight=False, markup=False, width=wide).print(table)
 
 

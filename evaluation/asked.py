@@ -88,7 +88,9 @@ def parse_asked(
         UsageError: If a metric, cell or number is none that the grid has.
     """
     if confirm is not None and not 1 <= confirm <= len(grid.cells):
-        raise UsageError(f"--confirm {confirm}: the grid has 1 to {len(grid.cells)} cells")
+        raise UsageError(
+            f"--confirm {confirm}: the grid has {len(grid.cells)} cells, 1 to so many can be confirmed"
+        )
     return Asked(
         metric=_metric(best_by, "--best-by") if best_by is not None else None,
         baseline=_cell(baseline, grid) if baseline is not None else None,
@@ -135,8 +137,10 @@ def _metric(text: str, what: str) -> str:
 
 
 def _margin(text: str) -> Margin:
-    name, _, delta = text.partition(":")
+    name, colon, delta = text.partition(":")
     what = f"--noninferior {text!r}"
+    if not colon:
+        raise UsageError(f"{what}: not METRIC:DELTA", hint="such as prompt_score:0.02")
     better = BETTER[_metric(name, what)]
     if better in TARGETS:
         raise UsageError(

@@ -70,9 +70,7 @@ def _sheet(result: Result) -> object:
     """Rows: teacher; control at 4, 2, 1 UNet passes; combined at 4, 2, 1."""
     cells = [_paper_cell(result, count) for count in sorted(STEPS, reverse=True)]
     rows = [result.grid.only.teacher, *map(result.control, cells), *cells]
-    seeds, shown = len(result.grid.seeds), result.grid.prompts[:_COLUMNS]
-    pictures = [
-        (row.label, [result.pixels[row][at * seeds] for at in range(len(shown))]) for row in rows
-    ]
+    shown = result.grid.prompts[:_COLUMNS]
+    pictures = [(row.label, result.pixels.first(row, len(shown))) for row in rows]
     title = f"{PAPER[0]} · {cells[0].context.style} + {PAPER[1]} · {cells[0].accel}"
     return contact_sheet(pictures, shown, title)

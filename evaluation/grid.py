@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from lcm_arith.evaluation.metrics import names
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.rows import Row, keys
 from lcm_arith.evaluation.stats import Interval, paired
+from lcm_arith.evaluation.store import Store
 
 KEY_COLUMNS: Final = ("role", "style", "accel", "l1", "l2", "sampler", "steps", "guidance")
 MORE_KEYS: Final = (
@@ -54,6 +55,28 @@ IMAGE_COLUMNS: Final = (
 
 
 @dataclass(frozen=True, eq=False)
+class Pixels(Mapping[Row, np.ndarray]):
+    """Row → its pictures, uint8 ``[items, H, W, 3]``, read from the store when asked for."""
+
+    store: Store
+    grid: Grid
+
+    def __getitem__(self, row: Row) -> np.ndarray:
+        return self.store.pixels(row, self.grid.items)
+
+    def first(self, row: Row, prompts: int) -> list[np.ndarray]:
+        """Of the first captions the first seed's picture, ``[H, W, 3]`` each; no other is read."""
+        items = [(prompt, self.grid.seeds[0]) for prompt in self.grid.prompts[:prompts]]
+        return list(self.store.pixels(row, items))
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.grid.rows)
+
+    def __len__(self) -> int:
+        return len(self.grid.rows)
+
+
+@dataclass(frozen=True, eq=False)
 class Result:
     """A measured grid.
 
@@ -72,6 +95,7 @@ class Result:
         left_lines: Their lines for the table.
         empty: What keeps metrics empty, in words.
         failed: Rows whose drawing was given up → what went wrong.
+        dropped: Prompts that are not in ``grid``: a base's or a teacher's picture of them is none.
     """
 
     grid: Grid
@@ -79,7 +103,7 @@ class Result:
     cells: pd.DataFrame
     images: pd.DataFrame
     metrics: dict[Row, dict[str, np.ndarray]]
-    pixels: Mapping[Row, np.ndarray]
+    pixels: Pixels
     unknown_prompts: list[str]
     cut_prompts: list[str]
     counters: Counters
@@ -87,6 +111,7 @@ class Result:
     left_lines: pd.DataFrame = field(default_factory=pd.DataFrame)
     empty: tuple[str, ...] = ()
     failed: Mapping[Row, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
     def metric(self, row: Row, name: str) -> np.ndarray:
         """One metric of a row, ``[prompts, seeds]``."""

@@ -26,7 +26,9 @@ class _Panel:
     places: np.ndarray
 
 
-def heatmap(table: pd.DataFrame, comparisons: pd.DataFrame, metric: str, title: str) -> bytes:
+def heatmap(
+    table: pd.DataFrame, comparisons: pd.DataFrame, metric: str, title: str, by: str
+) -> bytes:
     """The cells' means, bright is better, on one scale; PNG.
 
     Down and across are the first two axes in which the cells differ (λ1, λ2, steps, then the rest);
@@ -40,6 +42,7 @@ def heatmap(table: pd.DataFrame, comparisons: pd.DataFrame, metric: str, title: 
         comparisons: As ``comparisons.csv``.
         metric: A column of the one and a value of the other.
         title: Over everything.
+        by: The metric that decides which cells may be the best.
     """
     vary, _ = tables.axes(table)
     nowhere = Axis("", "", ("",), np.zeros(len(tables.of_cells(table)), int))
@@ -51,7 +54,7 @@ def heatmap(table: pd.DataFrame, comparisons: pd.DataFrame, metric: str, title: 
         1.3 + len(drawn) * (0.8 + 0.5 * len(down.values)),
     )
     axes = figure.subplots(len(drawn), len(third.values), squeeze=False)
-    marks = _Marks(table, comparisons, metric)
+    marks = _Marks(table, comparisons, metric, by)
     for axis, panel in zip(axes.flat, (p for line in drawn for p in line), strict=True):
         _draw(axis, panel, marks)
         axis.set_xticks(range(len(across.values)), [plots.plain(v) for v in across.values])
@@ -90,8 +93,10 @@ def _lines(
 class _Marks:
     """What is drawn of each line of a table."""
 
-    def __init__(self, table: pd.DataFrame, comparisons: pd.DataFrame, metric: str) -> None:
-        self.table, self.metric = table, metric
+    def __init__(
+        self, table: pd.DataFrame, comparisons: pd.DataFrame, metric: str, by: str
+    ) -> None:
+        self.table, self.metric, self.by = table, metric, by
         self.values = table[metric].to_numpy(float)
         single = f"{metric}_lo" in table
         ends = table[[f"{metric}_lo", f"{metric}_hi"]].to_numpy(float) if single else None
@@ -124,7 +129,7 @@ class _Marks:
         ]
         return (
             "bright is better",
-            *(("framed: the best set",) if self.best.any() else ()),
+            *((f"framed: may be the best by {self.by}",) if self.best.any() else ()),
             *(("hatched: not told apart from the baseline",) if self.unsure.any() else ()),
             *(("±: half of the 95 % interval",) if np.isfinite(self.half).any() else ()),
             *(margins if len(margins) <= 2 else ()),

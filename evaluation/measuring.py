@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, Final, Protocol
 
@@ -15,7 +15,7 @@ from lcm_arith.embedded.probe import load_probe
 from lcm_arith.errors import DivergedError, NotFoundError
 from lcm_arith.evaluation.best import score
 from lcm_arith.evaluation.engine import Counters
-from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, named
+from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Pixels, Result, named
 from lcm_arith.evaluation.judges import Judges
 from lcm_arith.evaluation.metrics import (
     BETTER,
@@ -47,23 +47,6 @@ class Reader(Protocol):
     def too_long(self, name: str, prompts: Sequence[str]) -> list[str]:
         """Prompts of which that of a base reads only the beginning."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class Pixels(Mapping[Row, np.ndarray]):
-    """Row → its pictures, uint8 ``[items, H, W, 3]``, read from the store when asked for."""
-
-    store: Store
-    grid: Grid
-
-    def __getitem__(self, row: Row) -> np.ndarray:
-        return self.store.pixels(row, self.grid.items)
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.grid.rows)
-
-    def __len__(self) -> int:
-        return len(self.grid.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +102,7 @@ class Measuring:
             return sample(row).style_cos
 
         def sample(row: Row) -> Sample:
-            plain = self._unstyled(row, setting)
-            unstyled = partial(style_cos, plain) if plain != row else None
+            unstyled = self._unstyled(row, style_cos)
             if row == setting.teacher:
                 teacher.unstyled = unstyled
                 return teacher
@@ -133,9 +115,14 @@ class Measuring:
         names = expected(self.chosen)
         return tuple(empty(names, self.grid, self.judges, self.references))
 
-    def _unstyled(self, row: Row, setting: Setting) -> Row:
-        found = self.grid.unstyled(row)
-        return found if self.status(found) == OK else setting.base
+    def _unstyled(self, row: Row, of: Callable[[Row], Values]) -> Callable[[], Values] | None:
+        """style_cos without the style vector; NaN where that row lacks a picture."""
+        plain = self.grid.unstyled(row)
+        if plain == row:
+            return None
+        if self.status(plain) != OK:
+            return lambda: np.full(len(self.grid.items), np.nan)
+        return partial(of, plain)
 
     def margins(self, setting: Setting, sample: Callable[[Row], Sample]) -> tuple[Row, ...]:
         """Base, teacher, and the best control of each NFE.
@@ -169,32 +156,69 @@ def measured(measuring: Measuring, reader: Reader, counters: Counters, on_stage:
             there.
         DivergedError: If no cell could be drawn.
     """
+    measuring, dropped = _without_failed_margins(measuring)
     grid, lines = measuring.grid, _Lines(measuring)
-    of_setting = {s.context: measuring.samples(s) for s in grid.settings}
-    margins = [r for s in grid.settings for r in measuring.margins(s, of_setting[s.context])]
     why = {cell: measuring.status(cell) for cell in grid.cells}
     _check_any(measuring.store, why)
+    margins: list[Row] = []
+    unknown: dict[str, None] = {}
+    for done, setting in enumerate(grid.settings, 1):
+        sample = measuring.samples(setting)
+        own = measuring.margins(setting, sample)
+        cells = [c for c, status in why.items() if c.context == setting.context and status == OK]
+        for row in (*own, *cells):
+            lines.add(row, sample(row))
+        margins += own
+        unknown |= dict.fromkeys(sample(setting.teacher).yardstick.unknown_prompts)
+        on_stage("measure", done, len(grid.settings), "")
     rows = (*margins, *(cell for cell, status in why.items() if status == OK))
-    for done, row in enumerate(rows, 1):
-        lines.add(row, of_setting[row.context](row))
-        on_stage("measure", done, len(rows), "")
     left = {cell: status for cell, status in why.items() if status != OK}
-    yardsticks = (of_setting[s.context](s.teacher).yardstick for s in grid.settings)
     return Result(
         grid,
         rows,
-        pd.DataFrame(lines.cells, columns=list(CELL_COLUMNS)),
-        pd.concat([*lines.images, *map(lines.images_of_left, left)], ignore_index=True),
+        pd.DataFrame([lines.cells[row] for row in rows], columns=list(CELL_COLUMNS)),
+        pd.concat(
+            [*(lines.images[row] for row in rows), *map(lines.images_of_left, left)],
+            ignore_index=True,
+        ),
         lines.metrics,
         Pixels(measuring.store, grid),
-        list(dict.fromkeys(p for each in yardsticks for p in each.unknown_prompts)),
+        list(unknown),
         cut_prompts(grid, reader),
         counters,
         left,
         pd.DataFrame([lines.left(*each) for each in left.items()], columns=list(CELL_COLUMNS)),
         measuring.empty(),
         measuring.failed,
+        dropped,
     )
+
+
+def _without_failed_margins(measuring: Measuring) -> tuple[Measuring, tuple[str, ...]]:
+    """Without the prompts of which a base row or a teacher has a picture that is none; those, too.
+
+    Nothing can be held against such a picture.
+
+    Raises:
+        DivergedError: If no prompt is left.
+    """
+    grid, store = measuring.grid, measuring.store
+    margins = [row for s in grid.settings for row in (s.base, s.teacher)]
+    bad = {
+        item[0]
+        for row in margins
+        for item in grid.items
+        if (picture := store.picture(row, item)) and picture.status != OK
+    }
+    kept = tuple(prompt for prompt in grid.prompts if prompt not in bad)
+    if not kept:
+        raise DivergedError(
+            f"{store.folder}: of every prompt a picture of the base or of the teacher came out as "
+            "NaN or infinity",
+            hint="--dtype float32; see the adapters with inspect",
+        )
+    dropped = tuple(prompt for prompt in grid.prompts if prompt in bad)
+    return replace(measuring, grid=replace(grid, prompts=kept)), dropped
 
 
 def _check_any(store: Store, why: Mapping[Row, str]) -> None:
@@ -214,8 +238,8 @@ class _Lines:
 
     measuring: Measuring
     metrics: dict[Row, dict[str, np.ndarray]] = field(default_factory=dict)
-    cells: list[dict[str, Any]] = field(default_factory=list)
-    images: list[pd.DataFrame] = field(default_factory=list)
+    cells: dict[Row, dict[str, Any]] = field(default_factory=dict)
+    images: dict[Row, pd.DataFrame] = field(default_factory=dict)
 
     def add(self, row: Row, sample: Sample) -> None:
         """Measures a row."""
@@ -223,21 +247,19 @@ class _Lines:
         faults = defects(sample.pixels)
         pictures = self.measuring.store.pictures(row, self.measuring.grid.items)
         self.metrics[row] = of_pictures
-        self.cells.append(
-            {
-                **self._keys(row),
-                "n_images": len(pictures),
-                **cell_means(of_pictures),
-                **of_cell,
-                "seconds_per_image": float(np.mean([each.seconds for each in pictures])),
-                "n_defects": int((faults != NO_DEFECT).sum()),
-                "status": OK,
-                "n_failed": 0,
-                "partial": False,
-                "nfe_run": float(np.mean([each.nfe_run for each in pictures])),
-            }
-        )
-        self.images.append(self._image_lines(row, pictures, {**of_pictures, "defect": faults}))
+        self.cells[row] = {
+            **self._keys(row),
+            "n_images": len(pictures),
+            **cell_means(of_pictures),
+            **of_cell,
+            "seconds_per_image": float(np.mean([each.seconds for each in pictures])),
+            "n_defects": int((faults != NO_DEFECT).sum()),
+            "status": OK,
+            "n_failed": 0,
+            "partial": False,
+            "nfe_run": float(np.mean([each.nfe_run for each in pictures])),
+        }
+        self.images[row] = self._image_lines(row, pictures, {**of_pictures, "defect": faults})
 
     def left(self, row: Row, status: str) -> dict[str, Any]:
         """The line of a row that is left out."""

@@ -21,7 +21,7 @@ from lcm_arith.evaluation.heatmap import heatmap
 from lcm_arith.evaluation.page import Facts, page
 from lcm_arith.evaluation.pareto import pareto_png
 from lcm_arith.evaluation.rows import Row, others, shown
-from lcm_arith.evaluation.sheets import contact_sheets
+from lcm_arith.evaluation.sheets import contact_sheets, small
 from lcm_arith.evaluation.stats import FEWEST, ROUGH
 from lcm_arith.formats.container import write_bytes
 from lcm_arith.text import csv_cell
@@ -79,7 +79,10 @@ def charts(
 ) -> Iterator[tuple[str, bytes]]:
     """Name and PNG of each chart: a heatmap of every metric that was measured, and the front."""
     for metric in tables.measured(cells):
-        yield f"heatmap_{metric}.png", heatmap(cells, comparisons, metric, facts.title)
+        yield (
+            f"heatmap_{metric}.png",
+            heatmap(cells, comparisons, metric, facts.title, facts.metric),
+        )
     yield "pareto.png", pareto_png(cells, facts.metric, facts.title)
 
 
@@ -116,10 +119,9 @@ def png_bytes(picture: Any) -> bytes:
 
 def _sheets(result: Result) -> Iterator[tuple[str, bytes]]:
     """Rows of the CSV × the first captions, seed 0."""
-    seeds = len(result.grid.seeds)
     shown = result.grid.prompts[:_SHEET_COLUMNS]
     rows = [
-        (row.label, [result.pixels[row][index * seeds] for index in range(len(shown))])
+        (row.label, [small(picture) for picture in result.pixels.first(row, len(shown))])
         for row in result.rows
     ]
     for number, sheet in enumerate(contact_sheets(rows, shown, result.grid.title), 1):
@@ -162,6 +164,11 @@ def notes(result: Result) -> list[str]:
         "so pair_distance, sharp_ratio, diversity and style_accuracy are empty"
         for style in untrue
     ]
+    if result.dropped:
+        found.append(
+            f"left out of all figures, since a picture of the base or of the teacher came out as "
+            f"NaN or infinity: {', '.join(map(repr, result.dropped))}"
+        )
     if len(untrue) < len(contexts) and result.unknown_prompts:
         found.append(f"no true pictures of {', '.join(map(repr, result.unknown_prompts))}")
     found += [f"empty: {line}" for line in result.empty]
@@ -188,8 +195,8 @@ def verdict(result: Result, row: Row) -> str:
     figures = f"distance {cell:.3f} against {control:.3f}, difference {gap}"
     word = "closer to" if gap.mean < 0 else "farther from"
     if np.isnan(gap.low):
-        figures += " (too few prompts for an interval)"
-    elif not gap.off_zero:
+        return f"{where}: {figures}; too few prompts to tell whether that is more than chance"
+    if not gap.off_zero:
         return (
             f"{where}: not told apart, by distance to the true pictures, from the best control "
             f"without acceleration: {figures} (the interval holds zero)"

@@ -69,6 +69,13 @@ class Concluded:
         Raises:
             DivergedError: If weights gave NaN or infinity, or could not be drawn with.
         """
+        if self.result.dropped:
+            raise DivergedError(
+                f"{len(self.result.dropped)} prompts are left out of all figures, since a picture "
+                f"of the base or of the teacher came out as NaN or infinity: "
+                f"{', '.join(map(repr, self.result.dropped[:3]))}",
+                hint="--dtype float32, or take them out of the prompts",
+            )
         failed = {row: why for row, why in self.result.left_out.items() if why != MISSING}
         if failed:
             row, status = next(iter(failed.items()))

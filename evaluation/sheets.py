@@ -141,6 +141,11 @@ def gallery(tiles: Sequence[tuple[str, np.ndarray]], title: str, columns: int = 
     return sheet
 
 
+def small(picture: np.ndarray) -> np.ndarray:
+    """A picture in the size of a tile, ``[H, W, 3]``: what a sheet needs of a large one."""
+    return np.asarray(_tile(picture))
+
+
 def _tile(picture: np.ndarray) -> Image.Image:
     return Image.fromarray(picture).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
 

@@ -154,15 +154,15 @@ class Sources:
         """Defaults of a base's family."""
         return embedded() if base == EMBEDDED else family(_PUBLISHED_LIKE)
 
-    def grid_points(self, row: Row) -> int | None:
-        """K of the acceleration vector that a row is drawn with, where its file says it.
+    def grid_points(self, names: Iterable[str]) -> int | None:
+        """K that vectors were distilled on, where the files of those that say it agree.
 
         Raises:
-            InvalidContentError: If that is no number.
+            InvalidContentError: If a file says what is no number.
         """
-        if all(mix.accel == NONE for mix in row.mixes):
-            return None
-        return header(row.accel, self.vector(row.accel)).get("grid_points")
+        headers = (header(name, self.vector(name)) for name in names)
+        said = {each["grid_points"] for each in headers if "grid_points" in each}
+        return said.pop() if len(said) == 1 else None
 
     def style_set(self, style: str) -> str | None:
         """The shipped picture set that a style of one vector was trained on, if it says so."""

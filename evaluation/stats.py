@@ -38,7 +38,8 @@ class Interval:
         return bool(self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        ends = "" if np.isnan(self.low) else f" [{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.mean:+.3f}{ends}"
 
 
 def per_prompt(values: np.ndarray) -> np.ndarray:

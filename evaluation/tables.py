@@ -145,7 +145,7 @@ def goal(metric: str) -> str:
 
 def in_best_set(table: pd.DataFrame) -> np.ndarray:
     """Rows that may be the best one of their group, ``[rows]``."""
-    return np.array([str(value) == "True" for value in table["in_best_set"]])
+    return np.array([str(value) == "True" for value in table["in_best_set"]], dtype=bool)
 
 
 def undecided(table: pd.DataFrame, comparisons: pd.DataFrame, metric: str) -> np.ndarray:

@@ -96,7 +96,7 @@ def test_a_heatmap_has_a_panel_for_each_value_behind_the_first_two_axes(
     made = gridded(**axes)
     drawn: list[Any] = []
     monkeypatch.setattr("lcm_arith.evaluation.plots.png", drawn.append)
-    heatmap(made.cells, made.comparisons, "pair_distance", "$x$ + lcm")
+    heatmap(made.cells, made.comparisons, "pair_distance", "$x$ + lcm", "pair_distance")
     shown = [axis for axis in drawn[0].axes if axis.images]
     assert len(shown) == panels
     texts = [text.get_text() for axis in shown for text in axis.texts]
@@ -114,10 +114,10 @@ def test_a_heatmap_has_a_panel_for_each_value_behind_the_first_two_axes(
 
 def test_a_partial_grid_has_a_heatmap_with_empty_places() -> None:
     made = gridded(l1=("0", "1", "2"))
-    whole = opened(heatmap(made.cells, made.comparisons, "prompt_score", "x"))
+    whole = opened(heatmap(made.cells, made.comparisons, "prompt_score", "x", "pair_distance"))
     cells = made.cells.drop(index=made.cells.index[-2:])
     cells.loc[cells.index[5], "prompt_score"] = np.nan
-    part = opened(heatmap(cells, made.comparisons, "prompt_score", "x"))
+    part = opened(heatmap(cells, made.comparisons, "prompt_score", "x", "pair_distance"))
     assert whole.shape == part.shape
     assert (part == 255).all(axis=2).mean() > (whole == 255).all(axis=2).mean()
 
@@ -127,7 +127,7 @@ def test_the_charts_show_the_best_set_and_no_other_marks_in_its_colour() -> None
     none = made.cells.assign(in_best_set=None)
     for cells, there in ((made.cells, True), (none, False)):
         for png in (
-            heatmap(cells, made.comparisons, "color_swd", "x"),
+            heatmap(cells, made.comparisons, "color_swd", "x", "pair_distance"),
             pareto_png(cells, "prompt_score", "\u732b $x$"),
         ):
             assert (opened(png) == BEST).all(axis=2).any() == there

@@ -192,11 +192,15 @@ def test_an_acceleration_is_sampled_on_the_grid_points_it_was_distilled_on(
     told = tmp_path / "told.safetensors"
     save(load(row.accel), told, about={"kind": "acceleration", "grid_points": 10})
     ten = replace(row, accel=str(told))
-    assert [Sources().grid_points(each) for each in (row, ten, replace(ten, l2=Decimal(0)))] == [
-        None, 10, None,
-    ]  # fmt: skip
+    assert [Sources().grid_points([name]) for name in (row.accel, str(told))] == [None, 10]
     drawn = made(tmp_path / "grid", [row, ten], ITEMS[:1])
     assert digests(drawn, [row], ITEMS[:1]) != digests(drawn, [ten], ITEMS[:1])
+    as_style = replace(
+        ten, context=replace(ten.context, style=str(told)), accel="none", l1=ten.l2, l2=Decimal(0)
+    )
+    alone = made(tmp_path / "alone", [as_style], ITEMS[:1])
+    assert alone.store.key(as_style, ITEMS[0]) == drawn.store.key(ten, ITEMS[0])
+    assert digests(alone, [as_style], ITEMS[:1]) == digests(drawn, [ten], ITEMS[:1])
 
 
 # --- any order -----------------------------------------------------------------------------------

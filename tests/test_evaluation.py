@@ -385,7 +385,7 @@ def test_a_cut_grid_resumes_and_ends_with_the_same_tables(
     (copy / victim.path).write_bytes((folder / victim.path).read_bytes()[:20])
     again = run(copy, result.grid)
     # Its chunk, whole: the steps 1 and 2 of one mix, all prompts, one seed.
-    assert again.counters.pictures == 2 * len(result.grid.prompts)
+    assert again.counters.pictures == 2 * len(result.grid.items)
     assert again.counters.unet_rows == 2 * len(result.grid.prompts)
     timeless = [c for c in CELL_COLUMNS if c != "seconds_per_image"]
     assert csv_bytes(again.cells[timeless]) == csv_bytes(result.cells[timeless])

@@ -1,8 +1,6 @@
 """Pictures of prompts: λ per step, negative prompts, and what a vector's file says."""
 
 import json
-from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -203,5 +201,4 @@ def test_a_grids_picture_is_that_of_generate(tmp_cwd: Path) -> None:
     Engine(store, sources).render([row], [("fox", 0)], lambda rows: None)
     theirs = Image.open(told["pictures"][0])
     assert np.array_equal(store.pixels(row, [("fox", 0)])[0], np.asarray(theirs))
-    assert sources.grid_points(row) == 7
-    assert sources.grid_points(replace(row, l2=Decimal(0), l2_schedule=())) is None
+    assert sources.grid_points([row.accel]) == 7

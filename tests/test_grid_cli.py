@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rich.progress import Progress
 
 from lcm_arith.cli import output
 from lcm_arith.cli.output import Stages
+from lcm_arith.evaluation.rows import Row
+from lcm_arith.evaluation.store import Picture, Store
 
 TIMELESS = ["seconds_per_image"]
 
@@ -159,3 +162,22 @@ def test_off_a_terminal_progress_is_a_line_a_minute(
         bar.stop()
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("draw UNet")]
     assert next(line for line in lines if " of 100" in line).startswith("draw UNet rows: 20 of 100")
+
+
+def test_a_picture_of_the_teacher_that_is_none_takes_its_prompt_out_and_is_said(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Store.picture
+
+    def picture(self: Store, row: Row, item: tuple[str, int]) -> Picture | None:
+        found = real(self, row, item)
+        if found and row.role == "teacher" and item[0] == "fox":
+            return replace(found, sha256=None, status="nan")
+        return found
+
+    monkeypatch.setattr(Store, "picture", picture)
+    code, message = fails("grid-eval", "report", "grid")
+    assert code == 8
+    assert "1 prompts are left out of all figures" in message
+    assert set(pd.read_csv("grid/images.csv").prompt) == {"red cat"}
+    assert cells().ssim.notna().all()

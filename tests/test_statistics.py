@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -264,7 +264,7 @@ def measured(grid: Grid, effect: dict[int, float] | None = None, seed: int = 0) 
         cells[list(CELL_COLUMNS)],
         pd.DataFrame(columns=list(IMAGE_COLUMNS)),
         metrics,
-        {},
+        cast(Any, {}),
         [],
         [],
         Counters(),

@@ -10,7 +10,7 @@ import typer
 
 from lcm_arith.cli import completion, options
 from lcm_arith.cli.grid_eval.showing import show, show_drawn
-from lcm_arith.cli.output import Stages, progress
+from lcm_arith.cli.output import Stages, progress, stderr
 
 EXAMPLES = """Examples:
 
@@ -25,6 +25,8 @@ EXAMPLES = """Examples:
   lcm-arith grid-eval --l1 0.8,1.2/1.0/0.6/0.6 --steps 4 --axis sampler=lcm,ddim
 
   lcm-arith grid-eval --recipe which-sampler --prompts 48
+
+  lcm-arith grid-eval report|status|replay|export|gc DIR     (what was drawn before; -h tells more)
 
   lcm-arith grid-eval --l1 0:1.4:0.1 --l2 0.5:1.2:0.1 --search tpe --budget 9000 --confirm 3
 """
@@ -145,7 +147,7 @@ def command(
         typer.Option(
             metavar="METRIC",
             help="Metric that decides which cell is best.",
-            show_default="pair_distance, without true pictures prompt_score",
+            show_default="the first of pair_distance, prompt_score, ssim that all cells have",
         ),
     ] = None,
     baseline: Annotated[
@@ -250,10 +252,14 @@ def command(
             manifest, out, sources, Stages(bar),
             choose_executor(executor, workers=workers, address=ray_address),
         )  # fmt: skip
-        if shard is not None:
-            drawn = session.draw(parse_shard(shard))
-        else:
-            concluded = session.run()
+        try:
+            if shard is not None:
+                drawn = session.draw(parse_shard(shard))
+            else:
+                concluded = session.run()
+        except KeyboardInterrupt:
+            stderr.print(f"Interrupted: what was drawn is kept in {out}; the same command goes on")
+            raise typer.Exit(130) from None
     if shard is not None:
         show_drawn(drawn, out, shard, as_json=as_json)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lcm_arith.cli.output import print_grid, print_json, stderr, stdout
 
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
     from lcm_arith.evaluation.running import Drawn
     from lcm_arith.evaluation.session import Concluded
+
+
+_SHOWN: Final = ("report.html", "sheet.png")
+"""Files that are named beside the table; the others are beside them."""
 
 
 def show(concluded: Concluded, *, as_json: bool) -> None:
@@ -35,11 +39,15 @@ def show(concluded: Concluded, *, as_json: bool) -> None:
             }
         )
     else:
-        print_grid(result)
+        found = [answer.found for answer in concluded.answers]
+        asked = [f.metric for f in found] + [f.margin.metric for f in found if f.margin]
+        print_grid(result, dict.fromkeys(asked))
         for line in (ceilings_line(result), *concluded.lines):
             stdout.print(line, soft_wrap=True)
-        for path in concluded.paths:
+        shown = [p for p in concluded.paths if p.name in _SHOWN or p == concluded.paths[0]]
+        for path in shown:
             stdout.print(f"wrote {path}", soft_wrap=True)
+        stdout.print(f"and {len(concluded.paths) - len(shown)} more files there", soft_wrap=True)
     concluded.raise_if_failed()
 
 

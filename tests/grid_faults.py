@@ -95,7 +95,8 @@ class Whole:
         """
         rows = _held(self.drawn.store.folder)
         for each in ran:
-            at_most = rows[each.begun[-1]] if each.killed and each.begun else 0
+            tally.check(rows.keys() >= set(each.begun), f"begins other chunks: {each}")
+            at_most = rows.get(each.begun[-1], 0) if each.within else 0
             tally.check(0 <= each.lost <= at_most, f"{each.lost} UNet rows drawn in vain: {each}")
             tally.check(not each.again, f"chunks that were there are begun again: {each}")
         executed, lost = sum(each.executed for each in ran), sum(each.lost for each in ran)
@@ -170,7 +171,8 @@ def run(whole: Whole, place: Path, moment: Moment | None = None, shard: Shard = 
     again = {key for key in begun if key in before or begun.count(key) > 1}
     after = _held(place)
     lost = executed - (sum(after.values()) - sum(before.values()))
-    return Ran(killed, bool(begun) and begun[-1] not in after, begun, again, executed, lost)
+    within = killed and bool(begun) and begun[-1] not in after
+    return Ran(killed, within, begun, again, executed, lost)
 
 
 def _read(log: Path) -> tuple[list[str], int]:

@@ -27,7 +27,7 @@ bench: $(STAMP)
 	@set -euo pipefail; shopt -s nullglob; \
 	for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
-# About 10 minutes: kills, full disks, rotten bits, crowds. Parts of it: tools/torture.py --only F3
+# About 15 minutes: kills, full disks, rotten bits, crowds. Parts of it: tools/torture.py --only F3
 torture: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m long
 	OMP_NUM_THREADS=1 $(BIN)/python tools/torture.py

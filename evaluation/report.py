@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from lcm_arith.evaluation.album import Thumbnails, thumbnail
 from lcm_arith.evaluation.findings import Answer, answer, whole_table, with_findings
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.heatmap import heatmap
+from lcm_arith.evaluation.metrics import METRICS
 from lcm_arith.evaluation.page import Facts, page
 from lcm_arith.evaluation.pareto import pareto_png
 from lcm_arith.evaluation.rows import Row, others, shown
@@ -29,7 +31,10 @@ from lcm_arith.text import csv_cell
 _SHEET_COLUMNS: Final = 10
 _FOLDERS: Final = ("images", "chunks", "embeddings")
 _OURS: Final = ("manifest.json", "images.csv", "comparisons.csv", "confirmed.csv", "report.html")
-_CHARTS: Final = ("heatmap_*.png", "pareto.png", "sheet*.png", "confirmed.csv")
+_MAY_GO: Final = re.compile(
+    rf"sheet(_[0-9]+)?\.png|heatmap_({'|'.join(METRICS)})\.png|pareto\.png|confirmed\.csv"
+)
+"""What a report may have that the next one does not."""
 
 
 def write_report(
@@ -67,11 +72,18 @@ def write_report(
     written |= {folder / name: png for name, png in _sheets(result)}
     written |= {folder / name: data for name, data in charts(cells, comparisons, facts)}
     shown = page(cells, result.images, comparisons, facts, from_store(folder))
-    for path in (old for kind in _CHARTS for old in folder.glob(kind)):
+    for path in _old(folder):
         path.unlink()
     for path, data in (written | {folder / "report.html": shown}).items():
         write_bytes(path, data, force=True)
     return [*written, folder / "report.html"]
+
+
+def _old(folder: Path) -> list[Path]:
+    """What an earlier report left and the next may not have; nothing where there was none."""
+    if not (folder / "comparisons.csv").is_file():  # each report writes it, and before any chart
+        return []
+    return [path for path in folder.iterdir() if path.is_file() and _MAY_GO.fullmatch(path.name)]
 
 
 def charts(

@@ -11,10 +11,9 @@ from lcm_arith.evaluation.axes import check_text_encoders, make_cells
 from lcm_arith.evaluation.manifest import How, Manifest, Tools
 from lcm_arith.evaluation.metrics import METRICS, choose
 from lcm_arith.evaluation.plan import choose_prompts, make_grid
-from lcm_arith.evaluation.report import check_csv_name
+from lcm_arith.evaluation.report import check_csv
 from lcm_arith.evaluation.searching import parse_search, start
 from lcm_arith.evaluation.sources import Sources
-from lcm_arith.formats.container import refuse_existing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def parse(typed: Typed, sources: Sources) -> Manifest:
         steps=typed.steps, axes=[*typed.axes, *based], prompts=prompts,
     )  # fmt: skip
     chosen = tuple(METRICS) if typed.metrics is None else choose(typed.metrics)
-    _check_places(typed)
+    check_csv(typed.csv or typed.out / "cells.csv", typed.out)
     grid = make_grid(
         cells=cells, prompts=prompts, seeds=typed.seeds, family=sources.family,
         style_set=sources.style_set,
@@ -101,10 +100,3 @@ def parse(typed: Typed, sources: Sources) -> Manifest:
     return Manifest(
         grid, asked, typed.how, replace(typed.tools, metrics=metrics), typed.csv, typed.argv
     )
-
-
-def _check_places(typed: Typed) -> None:
-    table = typed.csv or typed.out / "cells.csv"
-    if table.is_dir() or table.parent != typed.out:
-        refuse_existing(table, force=True)
-    check_csv_name(table, typed.out)

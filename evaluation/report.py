@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,18 +19,22 @@ from lcm_arith.evaluation.album import Thumbnails, thumbnail
 from lcm_arith.evaluation.findings import Answer, answer, whole_table, with_findings
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.heatmap import heatmap
+from lcm_arith.evaluation.metrics import METRICS
 from lcm_arith.evaluation.page import Facts, page
 from lcm_arith.evaluation.pareto import pareto_png
 from lcm_arith.evaluation.rows import Row, others, shown
 from lcm_arith.evaluation.sheets import contact_sheets, small
 from lcm_arith.evaluation.stats import FEWEST, ROUGH
-from lcm_arith.formats.container import write_bytes
+from lcm_arith.formats.container import refuse_existing, write_bytes
 from lcm_arith.text import csv_cell
 
 _SHEET_COLUMNS: Final = 10
 _FOLDERS: Final = ("images", "chunks", "embeddings")
 _OURS: Final = ("manifest.json", "images.csv", "comparisons.csv", "confirmed.csv", "report.html")
-_CHARTS: Final = ("heatmap_*.png", "pareto.png", "sheet*.png", "confirmed.csv")
+_MAY_GO: Final = re.compile(
+    rf"sheet(_[0-9]+)?\.png|heatmap_({'|'.join(METRICS)})\.png|pareto\.png|confirmed\.csv"
+)
+"""What a report may have that the next one does not."""
 
 
 def write_report(
@@ -67,11 +72,18 @@ def write_report(
     written |= {folder / name: png for name, png in _sheets(result)}
     written |= {folder / name: data for name, data in charts(cells, comparisons, facts)}
     shown = page(cells, result.images, comparisons, facts, from_store(folder))
-    for path in (old for kind in _CHARTS for old in folder.glob(kind)):
+    for path in _old(folder):
         path.unlink()
     for path, data in (written | {folder / "report.html": shown}).items():
         write_bytes(path, data, force=True)
     return [*written, folder / "report.html"]
+
+
+def _old(folder: Path) -> list[Path]:
+    """What an earlier report left and the next may not have; nothing where there was none."""
+    if not (folder / "comparisons.csv").is_file():  # each report writes it, and before any chart
+        return []
+    return [path for path in folder.iterdir() if path.is_file() and _MAY_GO.fullmatch(path.name)]
 
 
 def charts(
@@ -96,8 +108,15 @@ def from_store(folder: Path) -> Thumbnails:
     return small
 
 
-def check_csv_name(csv: Path, folder: Path) -> None:
-    """Raises UsageError where the CSV would take the place of another file of the report."""
+def check_csv(csv: Path, folder: Path) -> None:
+    """Raises where the table of the cells could not be put; call it before long work.
+
+    Raises:
+        UsageError: If it would take the place of another file of the report.
+        OutputExistsError, NotFoundError: If it is a folder, or its folder does not exist.
+    """
+    if csv.is_dir() or csv.parent != folder:
+        refuse_existing(csv, force=True)
     inside = csv.resolve().parent == folder.resolve()
     if inside and (csv.name in _OURS or csv.suffix == ".png" or csv.name in _FOLDERS):
         raise UsageError(f"--csv {csv}: the report puts another file there", hint="choose another")

@@ -36,7 +36,7 @@ from lcm_arith.evaluation.measuring import (
 from lcm_arith.evaluation.mixing import terms
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.references import References, read_references
-from lcm_arith.evaluation.report import write_report
+from lcm_arith.evaluation.report import check_csv, write_report
 from lcm_arith.evaluation.required import require
 from lcm_arith.evaluation.running import Drawn, draw_grid
 from lcm_arith.evaluation.searching import search_grid
@@ -269,17 +269,20 @@ class Session:
         return Concluded(result, answers, lines, tuple(paths), searched)
 
 
-def reopened(folder: Path, on_stage: OnStage) -> Session:
+def reopened(folder: Path, on_stage: OnStage, csv: Path | None = None) -> Session:
     """The session of a folder's manifest.
 
     Args:
         folder: Of a grid, or its manifest.
         on_stage: Told about progress.
+        csv: The table of the cells; None is the folder's own, wherever the manifest had another.
 
     Raises:
         NotFoundError, InvalidContentError: As :func:`lcm_arith.evaluation.manifest.read`.
+        UsageError, OutputExistsError: As :func:`lcm_arith.evaluation.report.check_csv`.
     """
-    manifest = manifests.read(folder)
+    manifest = replace(manifests.read(folder), csv=csv)
     sources = Sources(manifest.how.dtype, manifest.how.device)
     place = folder if folder.is_dir() else folder.parent
+    check_csv(csv or place / "cells.csv", place)
     return Session(manifest, place, sources, on_stage)

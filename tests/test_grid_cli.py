@@ -68,6 +68,25 @@ def test_report_says_again_what_run_said_and_reads_neither_base_nor_vectors(here
     assert before.ssim.notna().all()
 
 
+def test_report_takes_the_place_of_its_own_files_alone(here: Path) -> None:
+    note, mine = Path("grid/manifest.json"), Path("mine.csv")
+    mine.write_text("mine")
+    others = [Path("grid", name) for name in ("sheet_final.png", "sheets.png", "heatmap_my.png")]
+    stale = [Path("grid", name) for name in ("sheet_9.png", "heatmap_ssim.png", "confirmed.csv")]
+    for path in (*others, *stale):
+        path.write_bytes(b"mine")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"csv": str(mine.resolve())}))
+    before = cells()
+    told("report", "grid", "--csv", "asked.csv")
+    told("report", "grid")
+    assert {path.read_bytes() for path in (mine, *others)} == {b"mine"}
+    assert not any(path.exists() and path.read_bytes() == b"mine" for path in stale)
+    pd.testing.assert_frame_equal(cells(), before)
+    assert Path("asked.csv").read_bytes() == Path("grid/cells.csv").read_bytes()
+    assert fails("grid-eval", "report", "grid", "--csv", "grid/images.csv")[0] == 2
+    assert fails("grid-eval", "report", "grid", "--csv", "no/such.csv")[0] == 3
+
+
 def test_status_and_report_of_a_grid_that_lost_pictures(here: Path) -> None:
     whole = told("status", "grid")
     assert whole["made"] == whole["pictures"]

@@ -19,7 +19,7 @@ REPORT_EXAMPLES = """Examples:
 
   lcm-arith grid-eval report
 
-  lcm-arith grid-eval report runs/noto --json
+  lcm-arith grid-eval report runs/noto --csv noto.csv --json
 """
 STATUS_EXAMPLES = """Examples:
 
@@ -42,19 +42,26 @@ Folder = Annotated[
 ]
 
 
-def _session(folder: Path, on_stage: object) -> Session:
+def _session(folder: Path, on_stage: object, csv: Path | None = None) -> Session:
     from lcm_arith.evaluation.session import reopened
 
-    return reopened(folder, on_stage)  # type: ignore[arg-type]  # Stages, which needs no torch
+    return reopened(folder, on_stage, csv)  # type: ignore[arg-type]  # Stages, which needs no torch
 
 
-def report(folder: Folder = Path("grid"), as_json: options.Json = False) -> None:
+def report(
+    folder: Folder = Path("grid"),
+    csv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Table, one row a cell.", show_default="DIR/cells.csv"),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
     """Measure and answer again, from the pictures that are there; nothing is drawn.
 
     Cells that lack a picture have a line without figures, and say why.
     """
     with progress() as bar:
-        concluded = _session(folder, Stages(bar)).report()
+        concluded = _session(folder, Stages(bar), csv).report()
     show(concluded, as_json=as_json)
 
 

@@ -217,6 +217,17 @@ def test_impossible_searches_are_refused_before_anything_is_drawn(
     assert parse_search(grid, None, None, None) is None
 
 
+def test_a_part_of_a_grid_is_taken_without_comparing_every_cell_with_every_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid, compared = drawn_grid(Sources()), []
+    some = grid.cells[2:]
+    monkeypatch.setattr(Row, "__eq__", lambda one, other: bool(compared.append(one)))
+    part = grid.of_cells(some)
+    assert not compared
+    assert [cell.label for cell in part.cells] == [cell.label for cell in some]
+
+
 def test_a_search_by_what_needs_the_whole_grid_is_refused() -> None:
     grid = drawn_grid(Sources())
     odd = replace(grid, prompts=("fox", "a fox of no shipped caption"))

@@ -36,8 +36,8 @@ GRID_POINTS: Final = 50  # of LCM samplers where nobody says otherwise
 NOTABLE: Final = {"float16": 1e-3, "bfloat16": 1e-2}
 """‖file − τ‖ / ‖τ‖ above which a number format has cost more than it usually does (3e-4, 2e-3)."""
 _GRID_TABLE: Final = {
-    "role": "role", "l1": "λ1", "l2": "λ2", "sampler": "sampler", "steps": "steps", "guidance": "cfg",
-    "nfe": "NFE", "prompt_score": "prompt", "retrieval_top1": "retrieval",
+    "role": "role", "l1": "λ1", "l2": "λ2", "sampler": "sampler", "steps": "steps",
+    "guidance": "cfg", "nfe": "NFE", "prompt_score": "prompt", "retrieval_top1": "retrieval",
     "style_accuracy": "style", "pair_distance": "distance",
 }  # fmt: skip
 """Column of the CSV → its head in a terminal of 80 columns; the CSV has all, with intervals."""
@@ -235,7 +235,8 @@ def print_grid(result: Result, also: Iterable[str] = ()) -> None:
 
     lines = result.cells.astype(object).where(result.cells.notna(), "").to_dict(orient="records")
     cells = [line for line in lines if line["role"] == "cell"]
-    usual = {name: head for name, head in _GRID_TABLE.items() if any(l[name] != "" for l in lines)}
+    filled = {name for line in lines for name, value in line.items() if value != ""}
+    usual = {name: head for name, head in _GRID_TABLE.items() if name in filled}
     asked = {name: _GRID_TABLE.get(name, name) for name in also}
     heads = (
         usual

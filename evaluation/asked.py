@@ -88,9 +88,7 @@ def parse_asked(
         UsageError: If a metric, cell or number is none that the grid has.
     """
     if confirm is not None and not 1 <= confirm <= len(grid.cells):
-        raise UsageError(
-            f"--confirm {confirm}: the grid has {len(grid.cells)} cells, 1 to so many can be confirmed"
-        )
+        raise UsageError(f"--confirm {confirm}: of the grid's cells 1 to {len(grid.cells)} can be")
     return Asked(
         metric=_metric(best_by, "--best-by") if best_by is not None else None,
         baseline=_cell(baseline, grid) if baseline is not None else None,

@@ -93,7 +93,7 @@ def parse(typed: Typed, sources: Sources) -> Manifest:
         grid, best_by=typed.best_by, baseline=typed.baseline, noninferior=typed.noninferior,
         confirm=typed.confirm,
     )  # fmt: skip
-    found = parse_search(grid, typed.search, typed.budget, start(grid, asked))
+    found = parse_search(grid, typed.search, typed.budget, start(grid, asked), asked.metric)
     asked = replace(asked, search=found)
     wanted = {*chosen, *asked.metrics, *typed.tools.required}
     metrics = tuple(name for name in METRICS if name in wanted)

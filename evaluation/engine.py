@@ -1,9 +1,14 @@
 """Makes the pictures of a grid: each once, sharing all that is the same, in any order to the bit.
 
-The base is loaded once, a prompt is encoded once per state of the text encoders, weights are
-rebuilt from pristine once per mix. Pictures are made in chunks: a block of items in a fixed
-order, every way of sampling that needs the same weights. A chunk's composition depends on the plan
-and on what the store held before the plan, never on where a run was cut.
+The base is loaded once, weights are rebuilt from pristine once per mix. A prompt is encoded once
+per state of the text encoders; of the states that vectors give them, those of the unit that is
+drawn are kept. Units of one state follow each other, but for margins, and where an acceleration
+changes text encoders: a state that comes back is encoded again.
+
+Pictures are made in chunks: a block of items in a fixed order, every way of sampling that needs the
+same weights, up to :data:`CHUNK` pictures. The first step is shared within a chunk. A chunk's
+composition depends on the plan and on what the store held before the plan, never on where a run was
+cut.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, product
 from typing import Final
 
 import numpy as np
@@ -23,7 +28,7 @@ from lcm_arith.combination import NONE
 from lcm_arith.condition import Condition, joined
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.calibration import calibrated
-from lcm_arith.evaluation.mixing import content, mixed, terms
+from lcm_arith.evaluation.mixing import content, mixed, terms, text_state
 from lcm_arith.evaluation.rows import Item, Mix, Row, shown
 from lcm_arith.evaluation.sources import SMALL, Sources
 from lcm_arith.evaluation.store import Made, Pair, Record, Store
@@ -34,6 +39,7 @@ from lcm_arith.sampling import decoded, rounded
 from lcm_arith.vector import TaskVector
 
 MANY, FEW = 16, 2  # items of a block
+CHUNK: Final = 512  # pictures; 32 ways of sampling many items
 CPU_BATCH: Final = {True: 32, False: 4}
 """UNet rows at once on the CPU, of small pictures or not; more are no faster there."""
 DECODED: Final = 4  # UNet rows of a batch for a picture that is decoded at once
@@ -147,6 +153,13 @@ def chunks(items: Sequence[Item], block: int) -> Iterator[tuple[Item, ...]]:
         yield tuple(ordered[at : at + block])
 
 
+def groups(rows: Sequence[Row], block: int) -> Iterator[tuple[Row, ...]]:
+    """Rows in their order, as many as draw :data:`CHUNK` pictures of a block of items."""
+    count = max(1, CHUNK // block)
+    for at in range(0, len(rows), count):
+        yield tuple(rows[at : at + count])
+
+
 @dataclass(eq=False)
 class Engine:
     """Draws into a store.
@@ -169,7 +182,7 @@ class Engine:
     _base: tuple[str, Base, LiveWeights] | None = None
     _applied: Hashable = None
     _text: Hashable = None
-    _told: dict[Hashable, Condition] = field(default_factory=dict)
+    _told: dict[tuple[Hashable, str, bool], Condition] = field(default_factory=dict)
     _table: tuple[Hashable, Condition] | None = None
 
     def __post_init__(self) -> None:
@@ -206,9 +219,10 @@ class Engine:
         """
         for unit in units(rows):
             self.drawing = unit
-            for chunk in chunks(items, self._block(unit)):
+            block = self._block(unit)
+            for chunk, ways in product(chunks(items, block), groups(unit.rows, block)):
                 started = time.perf_counter()
-                pairs = [(row, item) for row in unit.rows for item in chunk]
+                pairs = [(row, item) for row in ways for item in chunk]
                 absent = {self.store.key(*p): p for p in pairs if not self.store.has(*p)}
                 if absent:
                     self.make(tuple(absent.values()))
@@ -284,6 +298,7 @@ class Engine:
 
     def _draw(self, base: Base, pairs: Sequence[Pair], batch: int) -> list[Made]:
         mixes, texts = pairs[0][0].mixes, _Texts()
+        self._forget(mixes)
         columns = [
             texts.column(row, [item for _, item in same], self._grid_points(row))
             for row, same in groupby(pairs, key=lambda pair: pair[0])
@@ -333,6 +348,11 @@ class Engine:
             told = [self._encoded(base, *text) for text in texts.numbers]
             self._table = (wanted, joined(*told))
         return self._table[1]
+
+    def _forget(self, mixes: Sequence[Mix]) -> None:
+        """Lets go of what text encoders said in other states than these mixes' and their own."""
+        kept = {None, *(text_state(mix, self.sources.vector) for mix in mixes)}
+        self._told = {key: told for key, told in self._told.items() if key[0] in kept}
 
     def _encoded(self, base: Base, text: str, negative: bool) -> Condition:
         empty = negative and not text

@@ -28,9 +28,12 @@ def plain(mix: Mix) -> Mix:
 
 
 def content(mix: Mix) -> Hashable:
-    """Equal of mixes that give equal weights, however they are written: ``a:2`` · 0.5 is ``a``."""
+    """Equal of mixes that give equal weights, however they are written: ``a:2`` · 0.5 is ``a``.
+
+    In an order in which mixes of one text state follow each other: the acceleration is last.
+    """
     mix = plain(mix)
-    return (mix.base, terms(mix), mix.method, mix.rank, mix.te)
+    return (mix.base, mix.te, mix.method, mix.rank, terms(mix))
 
 
 def terms(mix: Mix) -> tuple[Term, ...]:
@@ -63,8 +66,7 @@ class Mixed:
 
     Args:
         vector: What is added to the base's weights.
-        text: Equal of two mixes on one base whose text encoders are equal; None leaves them as
-            they are.
+        text: Its :func:`text_state`.
     """
 
     vector: TaskVector
@@ -83,18 +85,26 @@ def mixed(mix: Mix, vector: Callable[[str], TaskVector]) -> Mixed:
         InvalidContentError: If a method other than a sum is to combine DoRAs.
     """
     row, named = method(mix.method), terms(mix)
-    speaking = [term for term in named if _text_modules(vector(term.name))]
     made = by_method(
         [_weighed(vector(term.name), term, mix.te) for term in named],
         row, rank=None if row.exact else mix.rank, how=None,
     )  # fmt: skip
     if row.exact and mix.rank is not None and named:
         made = reproject(made, mix.rank)
+    return Mixed(made, text_state(mix, vector))
+
+
+def text_state(mix: Mix, vector: Callable[[str], TaskVector]) -> Hashable:
+    """Equal of two mixes on one base whose text encoders are equal; None leaves them as they are.
+
+    Args:
+        mix: Which.
+        vector: Name → its vector.
+    """
+    speaking = [term for term in terms(mix) if _text_modules(vector(term.name))]
     if not speaking:
-        return Mixed(made, None)
-    if row.exact and mix.rank is None:
-        return Mixed(made, (mix.te, *speaking))
-    return Mixed(made, mix)
+        return None
+    return (mix.te, *speaking) if method(mix.method).exact and mix.rank is None else mix
 
 
 def _weighed(tau: TaskVector, term: Term, te: Decimal | None) -> TaskVector:

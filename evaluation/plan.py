@@ -109,7 +109,8 @@ class Grid:
 
     def of_cells(self, cells: Collection[Row]) -> Grid:
         """The same grid of some of its cells alone, with the controls of their NFE."""
-        kept = {(row.context, row.nfe) for row in cells}
+        wanted = frozenset(cells)
+        kept = {(row.context, row.nfe) for row in wanted}
         settings = (
             replace(s, controls={n: w for n, w in s.controls.items() if (s.context, n) in kept})
             for s in self.settings
@@ -117,7 +118,7 @@ class Grid:
         return replace(
             self,
             settings=tuple(setting for setting in settings if setting.controls),
-            cells=tuple(row for row in self.cells if row in cells),
+            cells=tuple(row for row in self.cells if row in wanted),
         )
 
     def parts(self) -> tuple[Grid, ...]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from lcm_arith.embedded import pictures
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.asked import Asked, Search, Searched, cell_at
 from lcm_arith.evaluation.engine import Engine, units
 from lcm_arith.evaluation.findings import PAPER
 from lcm_arith.evaluation.judges import Judges
 from lcm_arith.evaluation.measuring import Measuring, OnStage
-from lcm_arith.evaluation.metrics import BETTER, METRICS, deciding
+from lcm_arith.evaluation.metrics import BETTER, METRICS, PICTURE_METRICS, deciding
 from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.references import References
 from lcm_arith.evaluation.rows import Item, Row
@@ -24,9 +25,20 @@ from lcm_arith.evaluation.search import SEARCHES, Instance, Problem, blocks, che
 from lcm_arith.evaluation.store import OK
 from lcm_arith.evaluation.yardstick import cell_means
 
+_WHOLE: Final = {
+    "teacher_rel": "is relative to the other seeds of a prompt",
+    "style_gain": "is relative to cells of λ1 = 0, which may not be drawn",
+    "retrieval_top1": "of captions that are not shipped is among those of the whole grid",
+}
+"""Metrics that pictures of a part of the grid do not have, or have another value of."""
+
 
 def parse_search(
-    grid: Grid, method: str | None, budget: int | None, start: Row | None
+    grid: Grid,
+    method: str | None,
+    budget: int | None,
+    start: Row | None,
+    metric: str | None = None,
 ) -> Search | None:
     """The options ``--search`` and ``--budget``, None where not given.
 
@@ -36,10 +48,12 @@ def parse_search(
         budget: UNet rows for all that the tables hold: margins, controls and cells. What
             ``--confirm`` draws comes on top.
         start: Cell that is finished first, so that the tables hold it.
+        metric: Decides which cell is best; None takes one that blocks of pictures have.
 
     Raises:
         UsageError: If one comes without the other, the method is unknown or cannot run here, the
-            grid has several bases or styles, or the budget does not finish one cell.
+            grid has several bases or styles, the metric needs the whole grid, or the budget does
+            not finish one cell.
     """
     if method is None and budget is None:
         return None
@@ -56,6 +70,7 @@ def parse_search(
             "styles, each with its own",
             hint="search them one by one",
         )
+    _check_metric(grid, metric)
     fixed, cells = fixed_rows(grid), [start] if start else grid.cells
     least = min(row.nfe for row in cells) * len(grid.items)
     if budget < fixed + least:
@@ -66,6 +81,20 @@ def parse_search(
             hint=f"at least --budget {fixed + least}, or fewer prompts, seeds or step counts",
         )
     return Search(method, budget)
+
+
+def _check_metric(grid: Grid, metric: str | None) -> None:
+    """Raises where a search, which measures a few pictures of a cell at a time, would be blind."""
+    drawn = {s.context.text(prompt) for s in grid.settings for prompt in grid.prompts}
+    shipped = {"retrieval_top1"} if drawn <= pictures.by_caption().keys() else set()
+    blind = _WHOLE.keys() - shipped
+    if metric in blind:
+        known = [n for n in PICTURE_METRICS if n not in blind and BETTER[n] != "teacher"]
+        raise UsageError(
+            f"--best-by {metric}: {metric} {_WHOLE[metric]}, and --search measures a few pictures "
+            "of a cell at a time",
+            hint=f"search by one of {', '.join(known)}",
+        )
 
 
 def start(grid: Grid, asked: Asked) -> Row | None:

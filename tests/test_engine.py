@@ -255,6 +255,19 @@ def test_work_follows_the_formula(rows: Rows, tmp_path: Path) -> None:
     assert 0 < count.efficiency < 1
 
 
+def test_a_chunk_has_a_largest_size_and_the_first_step_is_shared_within(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "CHUNK", 2 * engine.MANY)
+    drawn = made(tmp_path, rows(["0.5"], (1, 2, 4)), ITEMS[:2])
+    pairs = [record.pairs for record in drawn.store.records.values()]
+    assert sorted([row.steps for row, _ in each] for each in pairs) == [[1, 1, 2, 2], [4, 4]]
+    assert drawn.counters.unet_rows == 2 * ((1 + 2 - 1) + 4)
+    assert drawn.counters.text_encodes == 1
+    again = made(tmp_path, rows(["0.5"], (1, 2, 4)), ITEMS[:2])
+    assert again.counters.pictures == 0
+
+
 def test_a_picture_says_how_it_was_made_and_not_where(rows: Rows, tmp_path: Path) -> None:
     (row,) = rows(["0.5"], (1,))
     drawn = made(tmp_path, [row], ITEMS[:1])
@@ -354,6 +367,7 @@ def test_te_scales_the_text_encoder_and_prompts_are_encoded_once_a_state(
     drawn = made(tmp_path, cells, ITEMS[:2])
     # The acceleration says nothing to the text encoder: three states, whatever λ2 is.
     assert drawn.counters.text_encodes == 3
+    assert len({state for state, _, _ in drawn._told}) == 1  # the last one
     assert drawn.counters.weight_rebuilds == len(cells)
     assert len({tuple(each) for each in digests(drawn, cells, ITEMS[:2])}) == len(cells)
     tau = mixed(cells[4].mixes[0], load).vector

@@ -217,6 +217,36 @@ def test_impossible_searches_are_refused_before_anything_is_drawn(
     assert parse_search(grid, None, None, None) is None
 
 
+def test_a_part_of_a_grid_is_taken_without_comparing_every_cell_with_every_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid, compared = drawn_grid(Sources()), []
+    some = grid.cells[2:]
+
+    def told(one: Row, other: object) -> bool:
+        compared.append(one)
+        return False
+
+    monkeypatch.setattr(Row, "__eq__", told)
+    part = grid.of_cells(some)
+    assert not compared
+    assert [cell.label for cell in part.cells] == [cell.label for cell in some]
+
+
+def test_a_search_by_what_needs_the_whole_grid_is_refused() -> None:
+    grid = drawn_grid(Sources())
+    odd = replace(grid, prompts=("fox", "a fox of no shipped caption"))
+    for where, metric in (
+        (grid, "teacher_rel"), (grid, "style_gain"), (odd, "retrieval_top1"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"--best-by {metric}: ") as caught:
+            parse_search(where, "random", 10**6, None, metric)
+        assert "pair_distance" in caught.value.hint
+        assert metric not in caught.value.hint
+    assert parse_search(grid, "random", 10**6, None, "retrieval_top1")
+    assert parse_search(odd, "random", 10**6, None, "prompt_score")
+
+
 def test_a_search_over_several_styles_is_refused() -> None:
     grid = drawn_grid(Sources(), other="twemoji")
     with pytest.raises(UsageError, match="the grid has 2 bases or styles"):

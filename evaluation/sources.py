@@ -192,11 +192,16 @@ class Sources:
 
 
 def _folder_digest(folder: Path) -> str:
-    """Over the files of a diffusers folder that its pipeline reads."""
-    weights = {p for part in PARTS[folder_kind(folder)] for p in weight_files(folder / part)}
-    small = {p for ending in ("json", "txt") for p in folder.rglob(f"*.{ending}") if p.is_file()}
+    """Over the files of a diffusers folder that its pipeline reads; others may lie beside them."""
+    read = {p for part in PARTS[folder_kind(folder)] for p in weight_files(folder / part)}
+    index = folder / "model_index.json"
+    told = json.loads(index.read_text(encoding="utf-8"))
+    parts = [name for name, made in told.items() if isinstance(made, list) and any(made)]
+    read |= {
+        p for part in parts for end in ("json", "txt") for p in (folder / part).glob(f"*.{end}")
+    }
     listed = {
-        path.relative_to(folder).as_posix(): files.sha256(path) for path in sorted(weights | small)
+        path.relative_to(folder).as_posix(): files.sha256(path) for path in sorted({index, *read})
     }
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 

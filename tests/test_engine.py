@@ -1,6 +1,7 @@
 """The drawing engine: exact, in any order, each thing once, resumed and extended."""
 
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -436,6 +437,25 @@ def test_a_name_holds_all_that_changes_pixels_and_nothing_else(rows: Rows, tmp_p
     names += [keys_of(Sources(), fast=True).key(row, item)]
     names += [keys_of(Sources(dtype="float16")).key(row, item)]
     assert len({key, *names}) == len(names) + 1
+
+
+def test_a_base_is_known_by_what_its_pipeline_reads_and_by_nothing_beside(
+    tiny_sd15: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_sd15, tmp_path / "base")
+    digest = Sources().base_digest(str(folder))
+    (folder / "grid" / "chunks").mkdir(parents=True)
+    (folder / "unet" / "old").mkdir()
+    for beside in ("note.txt", "grid/manifest.json", "grid/chunks/0.json", "unet/old/config.json"):
+        (folder / beside).write_text("{}")
+    assert Sources().base_digest(str(folder)) == digest
+    read = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"]
+    for name in [*read, "unet/config.json", "vae/diffusion_pytorch_model.safetensors"]:
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(before + b" ")
+        assert Sources().base_digest(str(folder)) != digest, name
+        (folder / name).write_bytes(before)
+    assert Sources().base_digest(str(folder)) == digest
 
 
 def test_weights_written_in_another_way_are_one_unit_and_one_picture(rows: Rows) -> None:

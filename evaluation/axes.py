@@ -17,7 +17,7 @@ from typing import Any, Final
 from lcm_arith.combination import NONE
 from lcm_arith.errors import NotFoundError, UsageError
 from lcm_arith.evaluation.lists import parse_counts, parse_decimals, parse_weights
-from lcm_arith.evaluation.rows import ARROW, ZERO, Context, Row, Schedule, mean
+from lcm_arith.evaluation.rows import ARROW, ONE, ZERO, Context, Row, Schedule, mean
 from lcm_arith.evaluation.sources import style_terms
 from lcm_arith.methods import METHODS
 from lcm_arith.modules import EMBEDDED
@@ -163,7 +163,8 @@ def make_cells(
     """Every cell of λ1 × λ2 × steps × axes, those of one context together.
 
     What is idle makes no cells of its own: λ1 without a style vector, λ2 without acceleration, a
-    negative prompt without guidance. λ per step makes cells of as many steps.
+    negative prompt without guidance, guidance below 1 (it is 1), te of 1.
+    λ per step makes cells of as many steps.
 
     Args:
         style: Style vector; None where not given.
@@ -209,9 +210,11 @@ def _cell(values: dict[str, Any], l1: Schedule, l2: Schedule, steps: int) -> Row
     of_row = {name: value for name, value in values.items() if not AXES[name].context}
     of_context = {name: value for name, value in values.items() if AXES[name].context}
     context = Context(**of_context)
-    guidance = of_row.pop("guidance", 1.0)
-    if guidance <= 1:
+    guidance = max(of_row.pop("guidance", 1.0), 1.0)
+    if guidance == 1:
         context = replace(context, negative="")
+    if of_row.get("te") == ONE:
+        of_row["te"] = None
     l1 = l1 if context.style != NONE else (ZERO,)
     l2 = l2 if of_row["accel"] != NONE else (ZERO,)
     row = Row(

@@ -95,6 +95,7 @@ def test_what_is_idle_makes_no_cells_of_its_own() -> None:
     assert [c.l1_schedule for c in cells(style="none", l1="1/2,0.8", steps="2")] == [()]
     guided = cells("negative=none,bad", "guidance=1,2")
     assert [(c.guidance, c.context.negative) for c in guided] == [(1, ""), (2, ""), (2, "bad")]
+    assert cells("guidance=0,0.5,1", "te=1,none,1.0") == cells()
     assert cells("negative=bad", "guidance=1,2")[1].context == Context(style="noto", negative="bad")
 
 

@@ -144,6 +144,12 @@ def _margin(text: str) -> Margin:
         raise UsageError(
             f"{what}: {name} is best at {TARGETS[better]:g}, so that no difference is a loss"
         )
+    if name == "psnr":
+        raise UsageError(
+            f"{what}: psnr of the teacher to itself is infinite, so that every cell is infinitely "
+            "worse",
+            hint="ssim or teacher_distance, of which equal pictures have 1 and 0",
+        )
     value = parse_one(delta, what)
     if value < 0:
         raise UsageError(f"{what}: DELTA is at least 0")

@@ -12,7 +12,7 @@ import pytest
 from planted import SMOOTH, problem, random_search, rows
 
 from lcm_arith.errors import UsageError
-from lcm_arith.evaluation.asked import Asked, Search
+from lcm_arith.evaluation.asked import Asked, Margin, Search, parse_asked
 from lcm_arith.evaluation.best import best_set, score
 from lcm_arith.evaluation.comparisons import compare
 from lcm_arith.evaluation.engine import Engine
@@ -215,6 +215,22 @@ def test_impossible_searches_are_refused_before_anything_is_drawn(
         parse_search(grid, method, None if short is None else least - short, None)
     assert parse_search(grid, "random", least, None) == Search("random", least)
     assert parse_search(grid, None, None, None) is None
+
+
+def test_psnr_has_no_margin_since_the_teachers_own_is_infinite() -> None:
+    def asked(noninferior: str) -> Margin | None:
+        return parse_asked(
+            drawn_grid(Sources()),
+            best_by=None,
+            baseline=None,
+            noninferior=noninferior,
+            confirm=None,
+        ).margin
+
+    with pytest.raises(UsageError, match="teacher to itself is infinite") as caught:
+        asked("psnr:3")
+    assert "ssim" in caught.value.hint
+    assert asked("ssim:0.3") == Margin("ssim", 0.3)
 
 
 def test_a_part_of_a_grid_is_taken_without_comparing_every_cell_with_every_other(

@@ -114,28 +114,43 @@ class Manifest:
             for row in {row.pixels_key: row for row in grid.rows}.values():
                 yield from ((row, item) for item in grid.items)
 
+    def pictures(self) -> frozenset[str]:
+        """Their names."""
+        keys = self.keys
+        return frozenset(keys.key(*pair) for pair in self.pairs())
+
+
+def continued(manifest: Manifest, folder: Path) -> Manifest:
+    """The same with what an earlier run of a folder noted of it: its batch, and what confirmed it.
+
+    The batch holds on the same device; the confirmation where this question needs all pictures that
+    the earlier one needed.
+    """
+    try:
+        before = read(folder)
+    except (NotFoundError, InvalidContentError):
+        return manifest
+    if before.how.batch and before.how.device == manifest.how.device:
+        manifest = replace(manifest, how=replace(manifest.how, batch=before.how.batch))
+    whole = replace(manifest, confirmed=before.confirmed)
+    return whole if before.pictures() <= whole.pictures() else manifest
+
 
 def write(manifest: Manifest, folder: Path) -> Path:
     """Puts it into a folder, whole or not at all; its path.
 
-    One that is there and is not a part of this one stays under another name: gc leaves its
-    pictures alone.
+    One that is there and needs a picture that this one does not need stays under another name: gc
+    leaves its pictures alone.
     """
     path = folder / NAME
     with suppress(NotFoundError, InvalidContentError):
-        before = read(folder)
-        if not _holds(manifest.grid, before.grid):
-            name = OTHER.format(digest(json.dumps(as_json(before.grid)))[:8])
+        needed = read(folder).pictures()
+        if not needed <= manifest.pictures():
+            name = OTHER.format(digest("".join(sorted(needed)))[:8])
             write_bytes(folder / name, path.read_bytes(), force=True)
     text = json.dumps(_as_json(manifest), indent=1, ensure_ascii=False, sort_keys=True)
     write_bytes(path, f"{text}\n".encode(), force=True)
     return path
-
-
-def _holds(grid: Grid, part: Grid) -> bool:
-    """Whether a grid needs all pictures of another."""
-    rows = {row.pixels_key for row in grid.rows}
-    return set(part.items) <= set(grid.items) and all(r.pixels_key in rows for r in part.rows)
 
 
 def read(folder: Path) -> Manifest:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from lcm_arith.adapters import DTYPES
 from lcm_arith.errors import InvalidContentError, NotFoundError
 from lcm_arith.evaluation.asked import Asked, Margin, Search, Searched
 from lcm_arith.evaluation.keys import PACKAGES, Keys
-from lcm_arith.evaluation.metrics import METRICS
+from lcm_arith.evaluation.metrics import METRICS, PICTURE_METRICS
 from lcm_arith.evaluation.plan import Grid, as_json, digest, from_json
 from lcm_arith.evaluation.rows import keys, of_keys
 from lcm_arith.evaluation.stats import RESAMPLES
@@ -25,6 +27,18 @@ NAME: Final = "manifest.json"
 OTHER: Final = "manifest-{}.json"
 """Of a question that was asked of the same folder before."""
 SCHEMA: Final = 1
+_BROKEN: Final = (
+    LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError,
+)  # fmt: skip
+"""What a file that is none of ours makes of reading it."""
+_FACTS: Final = {
+    "versions": dict,
+    "bases": dict,
+    "vectors": dict,
+    "sides": dict,
+    "cut_prompts": list,
+}
+_DEVICE: Final = r"(cpu|cuda)(:[0-9]+)?"
 _VERSIONS: Final = (
     "lcm-arith", "torch", "diffusers", "transformers", "peft", "numpy", "pandas",
 )  # fmt: skip
@@ -170,7 +184,7 @@ def read(folder: Path) -> Manifest:
         if told["schema_version"] != SCHEMA:
             raise InvalidContentError(f"{path}: of version {told['schema_version']}, not {SCHEMA}")
         return _of_json(told)
-    except (KeyError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+    except _BROKEN as error:
         if isinstance(error, InvalidContentError):
             raise
         raise InvalidContentError(
@@ -215,7 +229,7 @@ def _of_json(told: dict[str, Any]) -> Manifest:
     asked, tools = told["asked"], told["tools"]
     lists = ("metrics", "required")
     paths = {name: value and Path(value) for name, value in tools.items() if name not in lists}
-    return Manifest(
+    manifest = Manifest(
         grid=from_json(told["plan"]),
         asked=Asked(
             metric=asked["metric"],
@@ -232,3 +246,27 @@ def _of_json(told: dict[str, Any]) -> Manifest:
         confirmed=tuple(map(from_json, told["confirmed"])),
         facts=told["facts"],
     )
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises ValueError or LookupError where a manifest lacks what its verbs read."""
+    facts, asked, how, tools = manifest.facts, manifest.asked, manifest.how, manifest.tools
+    counts = (asked.confirm, *(astuple(asked.searched) if asked.searched else ()))
+    whole = {
+        "facts": all(isinstance(facts[name], kind) for name, kind in _FACTS.items()),
+        "sides": all(type(side) is int and side > 0 for side in facts["sides"].values()),
+        "metrics": {*tools.metrics, *tools.required} <= METRICS.keys(),
+        "asked": set(asked.metrics) <= set(PICTURE_METRICS) and all(type(n) is int for n in counts),
+        "margin": asked.margin is None or type(asked.margin.delta) in (int, float),
+        "baseline": asked.baseline in (None, *manifest.grid.cells),
+        "how": how.dtype in DTYPES and re.fullmatch(_DEVICE, how.device) is not None,
+        "batch": how.batch is None or (type(how.batch) is int and how.batch > 0),
+    }
+    wrong = [name for name, fits in whole.items() if not fits]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: not as they are written")
+    named = manifest.keys
+    for row in (row for grid in manifest.grids for row in grid.rows):
+        named.weights(row)  # bases and vectors must have been noted

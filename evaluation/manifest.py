@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from lcm_arith.adapters import DTYPES
 from lcm_arith.errors import InvalidContentError, NotFoundError
 from lcm_arith.evaluation.asked import Asked, Margin, Search, Searched
 from lcm_arith.evaluation.keys import PACKAGES, Keys
-from lcm_arith.evaluation.metrics import METRICS
+from lcm_arith.evaluation.metrics import METRICS, PICTURE_METRICS
 from lcm_arith.evaluation.plan import Grid, as_json, digest, from_json
 from lcm_arith.evaluation.rows import keys, of_keys
 from lcm_arith.evaluation.stats import RESAMPLES
@@ -25,6 +27,18 @@ NAME: Final = "manifest.json"
 OTHER: Final = "manifest-{}.json"
 """Of a question that was asked of the same folder before."""
 SCHEMA: Final = 1
+_BROKEN: Final = (
+    LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError,
+)  # fmt: skip
+"""What a file that is none of ours makes of reading it."""
+_FACTS: Final = {
+    "versions": dict,
+    "bases": dict,
+    "vectors": dict,
+    "sides": dict,
+    "cut_prompts": list,
+}
+_DEVICE: Final = r"(cpu|cuda)(:[0-9]+)?"
 _VERSIONS: Final = (
     "lcm-arith", "torch", "diffusers", "transformers", "peft", "numpy", "pandas",
 )  # fmt: skip
@@ -114,28 +128,43 @@ class Manifest:
             for row in {row.pixels_key: row for row in grid.rows}.values():
                 yield from ((row, item) for item in grid.items)
 
+    def pictures(self) -> frozenset[str]:
+        """Their names."""
+        keys = self.keys
+        return frozenset(keys.key(*pair) for pair in self.pairs())
+
+
+def continued(manifest: Manifest, folder: Path) -> Manifest:
+    """The same with what an earlier run of a folder noted of it: its batch, and what confirmed it.
+
+    The batch holds on the same device; the confirmation where this question needs all pictures that
+    the earlier one needed.
+    """
+    try:
+        before = read(folder)
+    except (NotFoundError, InvalidContentError):
+        return manifest
+    if before.how.batch and before.how.device == manifest.how.device:
+        manifest = replace(manifest, how=replace(manifest.how, batch=before.how.batch))
+    whole = replace(manifest, confirmed=before.confirmed)
+    return whole if before.pictures() <= whole.pictures() else manifest
+
 
 def write(manifest: Manifest, folder: Path) -> Path:
     """Puts it into a folder, whole or not at all; its path.
 
-    One that is there and is not a part of this one stays under another name: gc leaves its
-    pictures alone.
+    One that is there and needs a picture that this one does not need stays under another name: gc
+    leaves its pictures alone.
     """
     path = folder / NAME
     with suppress(NotFoundError, InvalidContentError):
-        before = read(folder)
-        if not _holds(manifest.grid, before.grid):
-            name = OTHER.format(digest(json.dumps(as_json(before.grid)))[:8])
+        needed = read(folder).pictures()
+        if not needed <= manifest.pictures():
+            name = OTHER.format(digest("".join(sorted(needed)))[:8])
             write_bytes(folder / name, path.read_bytes(), force=True)
     text = json.dumps(_as_json(manifest), indent=1, ensure_ascii=False, sort_keys=True)
     write_bytes(path, f"{text}\n".encode(), force=True)
     return path
-
-
-def _holds(grid: Grid, part: Grid) -> bool:
-    """Whether a grid needs all pictures of another."""
-    rows = {row.pixels_key for row in grid.rows}
-    return set(part.items) <= set(grid.items) and all(r.pixels_key in rows for r in part.rows)
 
 
 def read(folder: Path) -> Manifest:
@@ -155,7 +184,7 @@ def read(folder: Path) -> Manifest:
         if told["schema_version"] != SCHEMA:
             raise InvalidContentError(f"{path}: of version {told['schema_version']}, not {SCHEMA}")
         return _of_json(told)
-    except (KeyError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+    except _BROKEN as error:
         if isinstance(error, InvalidContentError):
             raise
         raise InvalidContentError(
@@ -200,7 +229,7 @@ def _of_json(told: dict[str, Any]) -> Manifest:
     asked, tools = told["asked"], told["tools"]
     lists = ("metrics", "required")
     paths = {name: value and Path(value) for name, value in tools.items() if name not in lists}
-    return Manifest(
+    manifest = Manifest(
         grid=from_json(told["plan"]),
         asked=Asked(
             metric=asked["metric"],
@@ -217,3 +246,27 @@ def _of_json(told: dict[str, Any]) -> Manifest:
         confirmed=tuple(map(from_json, told["confirmed"])),
         facts=told["facts"],
     )
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises ValueError or LookupError where a manifest lacks what its verbs read."""
+    facts, asked, how, tools = manifest.facts, manifest.asked, manifest.how, manifest.tools
+    counts = (asked.confirm, *(astuple(asked.searched) if asked.searched else ()))
+    whole = {
+        "facts": all(isinstance(facts[name], kind) for name, kind in _FACTS.items()),
+        "sides": all(type(side) is int and side > 0 for side in facts["sides"].values()),
+        "metrics": {*tools.metrics, *tools.required} <= METRICS.keys(),
+        "asked": set(asked.metrics) <= set(PICTURE_METRICS) and all(type(n) is int for n in counts),
+        "margin": asked.margin is None or type(asked.margin.delta) in (int, float),
+        "baseline": asked.baseline in (None, *manifest.grid.cells),
+        "how": how.dtype in DTYPES and re.fullmatch(_DEVICE, how.device) is not None,
+        "batch": how.batch is None or (type(how.batch) is int and how.batch > 0),
+    }
+    wrong = [name for name, fits in whole.items() if not fits]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: not as they are written")
+    named = manifest.keys
+    for row in (row for grid in manifest.grids for row in grid.rows):
+        named.weights(row)  # bases and vectors must have been noted

@@ -268,7 +268,11 @@ def as_json(grid: Grid) -> dict[str, Any]:
 
 
 def from_json(told: dict[str, Any]) -> Grid:
-    """The grid that :func:`as_json` told of."""
+    """The grid that :func:`as_json` told of.
+
+    Raises:
+        ValueError, TypeError, LookupError, ArithmeticError: If it is no whole grid.
+    """
     settings = []
     for s in told["settings"]:
         base = of_keys(s["base"])
@@ -279,10 +283,37 @@ def from_json(told: dict[str, Any]) -> Grid:
                 base, of_keys(s["teacher"]), controls,
             )
         )  # fmt: skip
-    return Grid(
+    grid = Grid(
         tuple(settings), tuple(told["prompts"]), tuple(told["seeds"]),
         tuple(map(of_keys, told["cells"])),
     )  # fmt: skip
+    _check_whole(grid)
+    return grid
+
+
+def _check_whole(grid: Grid) -> None:
+    """Raises where a grid lacks what its cells are held against."""
+    if not (grid.cells and grid.prompts and grid.seeds):
+        raise ValueError("no cells, prompts or seeds")
+    if not all(isinstance(prompt, str) for prompt in grid.prompts):
+        raise ValueError("a prompt is no text")
+    if not all(type(seed) is int and seed >= 0 for seed in grid.seeds):
+        raise ValueError("a seed is no whole number")
+    for setting in grid.settings:
+        sets = (*setting.target_sets, *((setting.style_set,) if setting.style_set else ()))
+        unknown = [name for name in sets if name not in pictures.sets()]
+        if unknown:
+            raise ValueError(f"no such picture sets: {unknown}")
+        if any(row.context != setting.context for row in setting.rows):
+            raise ValueError("margins and controls of several contexts")
+        if any(
+            not rows or {row.nfe for row in rows} != {n} for n, rows in setting.controls.items()
+        ):
+            raise ValueError("controls of other NFE")
+    controlled = {(s.context, passes) for s in grid.settings for passes in s.controls}
+    alone = [cell for cell in grid.cells if (cell.context, cell.nfe) not in controlled]
+    if alone:
+        raise ValueError(f"no margins and controls for {keys(alone[0])}")
 
 
 def choose_prompts(which: str, part: str) -> tuple[str, ...]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
 from lcm_arith.combination import NONE
+from lcm_arith.methods import METHODS
 from lcm_arith.modules import EMBEDDED
-from lcm_arith.sampling import nfe
+from lcm_arith.sampling import SAMPLERS, nfe
 
 ONE, ZERO = Decimal(1), Decimal(0)
 ARROW: Final = "=>"
@@ -203,12 +205,19 @@ def keys(row: Row) -> dict[str, Any]:
 
 
 def of_keys(named: dict[str, Any]) -> Row:
-    """The row that :func:`keys` told of."""
+    """The row that :func:`keys` told of.
+
+    Raises:
+        ValueError, TypeError, LookupError, ArithmeticError: If a value is none that a row can have.
+    """
+    for name, fits in _FITS.items():
+        if not fits(named[name]):
+            raise ValueError(f"{name} {named[name]!r}")
 
     def schedule(text: str) -> Schedule:
         return tuple(map(Decimal, text.split("/"))) if text else ()
 
-    return Row(
+    row = Row(
         named["role"],
         Decimal(named["l1"]),
         Decimal(named["l2"]),
@@ -223,3 +232,46 @@ def of_keys(named: dict[str, Any]) -> Row:
         schedule(named["l1_schedule"]),
         schedule(named["l2_schedule"]),
     )
+    if len(row.mixes) not in (1, row.steps):
+        raise ValueError(f"{len(row.mixes)} λ for {row.steps} steps")
+    return row
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value < _MOST
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < _MOST
+
+
+def _is_decimal(value: Any) -> bool:
+    """Of a size that can be written out."""
+    number = Decimal(value) if isinstance(value, str) else Decimal("nan")
+    exponent = number.as_tuple().exponent
+    return isinstance(exponent, int) and -_DECIMALS <= exponent < 6 and abs(number) < _MOST
+
+
+def _is_schedule(value: Any) -> bool:
+    return value == "" or (_is_text(value) and all(map(_is_decimal, value.split("/"))))
+
+
+_MOST: Final = 10**6
+_DECIMALS: Final = 99
+_FITS: Final[dict[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("base", "style", "accel", "negative", "edit"), _is_text),
+    **dict.fromkeys(("l1", "l2"), _is_decimal),
+    **dict.fromkeys(("l1_schedule", "l2_schedule"), _is_schedule),
+    "role": ("base", "teacher", "control", "cell").__contains__,
+    "sampler": SAMPLERS.__contains__,
+    "steps": _is_count,
+    "guidance": _is_number,
+    "method": METHODS.__contains__,
+    "rank": lambda value: value is None or _is_count(value),
+    "te": lambda value: value is None or _is_decimal(value),
+}
+"""What each value of a row may be that was read from a file."""

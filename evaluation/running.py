@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,13 +74,15 @@ def draw_grid(
     on_stage: OnStage,
     fast: bool = False,
     batch: int | None = None,
+    on_batch: Callable[[int | None], None] = lambda _: None,
     shard: Shard = WHOLE,
     executor: Executor = local,
 ) -> Drawn:
     """Makes what is missing in ``folder``, and measures nothing.
 
     Other arguments and errors as :func:`run_grid`. With a ``shard``, of that part of the grid; the
-    ``executor`` says who draws, ``batch`` how many UNet rows at once where that is known.
+    ``executor`` says who draws, ``batch`` how many UNet rows at once where that is known;
+    ``on_batch`` is told it after each chunk, before the progress.
     """
     sources.check(grid.rows)
     engine = Engine(Store(folder, keys_of(sources, fast=fast)), sources, batch)
@@ -91,6 +93,7 @@ def draw_grid(
     def on_rows(rows: int) -> None:
         nonlocal done
         done += rows
+        on_batch(engine.batch)
         unit = f" {engine.drawing.label}" if engine.drawing else ""
         on_stage("draw", done, total, f"UNet rows{unit}")
 

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from lcm_arith.durable import make_folder
 from lcm_arith.embedded.files import sha256
-from lcm_arith.errors import DivergedError, InvalidContentError, NotFoundError
+from lcm_arith.errors import DivergedError, NotFoundError
 from lcm_arith.evaluation import answers as words
 from lcm_arith.evaluation import manifest as manifests
 from lcm_arith.evaluation.asked import Searched
@@ -135,35 +134,57 @@ class Session:
         references = self._references(self._sides())
         require(self.manifest.tools.required, self.manifest.grid, self.judges, references)
         grids: list[Grid] = []
-        total, batch = Counters(), self._batch()
+        total, told = Counters(), self._begun()
 
         def draw(grid: Grid) -> Result:
-            nonlocal total, batch
+            nonlocal total, told
             grids.append(grid)
-            drawn = self._draw(grid, batch)
-            total, batch = total.plus(drawn.counters), drawn.batch or batch
+            drawn = self._draw(grid, told)
+            total, told = total.plus(drawn.counters), _batched(told, drawn.batch)
             return self._measured(grid, drawn, references, self.sources)
 
-        make_folder(self.folder)
-        told = self.manifest.told(**self._digests())
-        manifests.write(told, self.folder)
         if told.asked.search:
             told, total = self._searched(told, references)
         result = draw(told.grid)
         answers = answer(result, told.asked, draw)
         told = told.told(counters=asdict(total), efficiency=round(total.efficiency, 4))
-        told = replace(told, confirmed=tuple(grids[1:]), how=replace(told.how, batch=batch))
-        return self._written(told, result, answers)
+        return self._written(replace(told, confirmed=tuple(grids[1:])), result, answers)
+
+    def _begun(self) -> Manifest:
+        """Writes the manifest, with what an earlier run noted, before anything is drawn."""
+        make_folder(self.folder)
+        told = manifests.continued(self.manifest.told(**self._digests()), self.folder)
+        manifests.write(told, self.folder)
+        return told
+
+    def _keeping(self, told: Manifest) -> Callable[[int | None], None]:
+        """Writes the manifest again when the batch became another: a killed run goes on with it."""
+        kept = told
+
+        def keep(batch: int | None) -> None:
+            nonlocal kept
+            if batch not in (None, kept.how.batch):
+                kept = _batched(kept, batch)
+                manifests.write(kept, self.folder)
+
+        return keep
 
     def _searched(
         self, told: Manifest, references: Mapping[str, References]
     ) -> tuple[Manifest, Counters]:
         """The manifest of the cells that a search finishes, and the work of it."""
-        engine = Engine(Store(self.folder, told.keys), self.sources)
+        engine = Engine(Store(self.folder, told.keys), self.sources, told.how.batch)
+        keep = self._keeping(told)
+
+        def on_stage(stage: str, done: int, total: int, note: str) -> None:
+            keep(engine.batch)
+            self.on_stage(stage, done, total, note)
+
         grid, found = search_grid(
             told.grid, told.asked, engine, judges=self.judges, references=references,
-            on_stage=self.on_stage,
+            on_stage=on_stage,
         )  # fmt: skip
+        told = _batched(told, engine.batch)
         return replace(told, grid=grid, asked=replace(told.asked, searched=found)), engine.counters
 
     def draw(self, shard: Shard) -> Drawn:
@@ -172,10 +193,7 @@ class Session:
         Raises:
             NotFoundError, InvalidContentError, IncompatibleError, StorageError: As :meth:`run`.
         """
-        make_folder(self.folder)
-        batch = self._batch()
-        manifests.write(self.manifest.told(**self._digests()), self.folder)
-        return self._draw(self.manifest.grid, batch, shard)
+        return self._draw(self.manifest.grid, self._begun(), shard)
 
     def report(self) -> Concluded:
         """The same from the pictures that are there; a confirmation only if it is whole.
@@ -201,20 +219,11 @@ class Session:
             answers = answer(result, self.manifest.asked)
         return self._written(self.manifest, result, answers)
 
-    def _draw(self, grid: Grid, batch: int | None, shard: Shard = WHOLE) -> Drawn:
-        fast = self.manifest.how.fast
+    def _draw(self, grid: Grid, told: Manifest, shard: Shard = WHOLE) -> Drawn:
         return draw_grid(
-            grid, self.sources, folder=self.folder, on_stage=self.on_stage, fast=fast, batch=batch,
-            shard=shard, executor=self.executor,
+            grid, self.sources, folder=self.folder, on_stage=self.on_stage, fast=told.how.fast,
+            batch=told.how.batch, on_batch=self._keeping(told), shard=shard, executor=self.executor,
         )  # fmt: skip
-
-    def _batch(self) -> int | None:
-        """UNet rows at once, where an earlier run of this folder measured them on this device."""
-        with suppress(NotFoundError, InvalidContentError):
-            before = manifests.read(self.folder).how
-            if before.device == self.manifest.how.device:
-                return before.batch
-        return self.manifest.how.batch
 
     def _measured(
         self, grid: Grid, drawn: Drawn, references: Mapping[str, References], reader: Reader
@@ -267,6 +276,11 @@ class Session:
         paths = write_report(result, self.folder, table, answers, lines)
         paths.append(manifests.write(told, self.folder))
         return Concluded(result, answers, lines, tuple(paths), searched)
+
+
+def _batched(told: Manifest, batch: int | None) -> Manifest:
+    """With the UNet rows at once, where they are known."""
+    return replace(told, how=replace(told.how, batch=batch or told.how.batch))
 
 
 def reopened(folder: Path, on_stage: OnStage, csv: Path | None = None) -> Session:

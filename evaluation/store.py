@@ -279,7 +279,8 @@ def _read_record(path: Path) -> Record | None:
             pairs.append((rows[number], (prompt, seed)))
             pictures[key] = Picture(*known)
         return Record(path.stem, tuple(pairs), pictures, told["batch"], told["device"])
-    except (OSError, ArithmeticError, KeyError, LookupError, TypeError, ValueError):
+    except (OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+            ValueError):  # fmt: skip
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -16,7 +17,11 @@ from rich.progress import Progress
 
 from lcm_arith.cli import output
 from lcm_arith.cli.output import Stages
+from lcm_arith.evaluation import manifest as manifests
+from lcm_arith.evaluation.manifest import How
 from lcm_arith.evaluation.rows import Row
+from lcm_arith.evaluation.session import reopened
+from lcm_arith.evaluation.shards import WHOLE
 from lcm_arith.evaluation.store import Picture, Store
 
 TIMELESS = ["seconds_per_image"]
@@ -85,6 +90,49 @@ def test_report_takes_the_place_of_its_own_files_alone(here: Path) -> None:
     assert Path("asked.csv").read_bytes() == Path("grid/cells.csv").read_bytes()
     assert fails("grid-eval", "report", "grid", "--csv", "grid/images.csv")[0] == 2
     assert fails("grid-eval", "report", "grid", "--csv", "no/such.csv")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["facts"], {}),
+        (["facts"], []),
+        (["facts", "bases"], {}),
+        (["facts", "versions"], None),
+        (["plan", "settings"], []),
+        (["plan", "settings", 0, "target_sets"], ["no such"]),
+        (["plan", "cells", 0, "l1"], "1e300000000"),
+        (["plan", "cells", 0, "l1_schedule"], 5),
+        (["plan", "cells", 0, "sampler"], "no such"),
+        (["plan", "cells", 0, "method"], []),
+        (["tools", "metrics"], ["no such"]),
+        (["tools"], 5),
+        (["how", "dtype"], "int3"),
+        (["asked", "metric"], "no such"),
+    ],
+)
+def test_an_edited_manifest_is_named_as_unusable(here: Path, place: list[Any], value: Any) -> None:
+    path = Path("grid/manifest.json")
+    told = json.loads(path.read_text())
+    *above, last = place
+    functools.reduce(lambda inside, key: inside[key], above, told)[last] = value
+    path.write_text(json.dumps(told))
+    code, message = fails("grid-eval", "status", "grid")
+    assert (code, "is no manifest of a grid" in message) == (4, True), message
+
+
+def test_a_run_that_is_killed_has_noted_its_batch_and_passes_broken_records_by(here: Path) -> None:
+    def killed(stage: str, *_: object) -> None:
+        raise KeyboardInterrupt(stage)
+
+    session = reopened(Path("grid"), killed)
+    question = replace(session.manifest, how=How())
+    Path("new/chunks").mkdir(parents=True)
+    Path("new/chunks/a.json").write_text('{"rows": [], "pictures": [5]}')
+    Path("new/chunks/b.json").write_text("[" * 100_000)
+    with pytest.raises(KeyboardInterrupt):
+        replace(session, manifest=question, folder=Path("new")).draw(WHOLE)
+    assert manifests.read(Path("new")).how.batch == 32
 
 
 def test_status_and_report_of_a_grid_that_lost_pictures(here: Path) -> None:

@@ -1,21 +1,26 @@
 """What gc takes from a grid's folder, and what it leaves."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from grids import draw, tiny_files, tiny_grid
 
 from lcm_arith.evaluation import manifest as manifests
-from lcm_arith.evaluation.keys import PACKAGES
-from lcm_arith.evaluation.manifest import Manifest
+from lcm_arith.evaluation.asked import confirmation
+from lcm_arith.evaluation.keys import PACKAGES, keys_of
+from lcm_arith.evaluation.manifest import How, Manifest
 from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.sources import Sources
 from lcm_arith.evaluation.store import Store
 from lcm_arith.evaluation.upkeep import sweep
 
 
-def noted(grid: Grid, store: Store) -> Manifest:
+def noted(grid: Grid, store: Store, dtype: str = "float32") -> Manifest:
     """A manifest as a run writes it."""
     row = grid.cells[0]
-    return Manifest(grid).told(
+    return Manifest(grid, how=How(dtype)).told(
+        cut_prompts=[],
+        sides={},
         versions={name: store.keys.versions[name] for name in PACKAGES},
         bases={row.context.base: store.keys.base(row.context.base)},
         vectors={name: store.keys.vector(name) for name in (row.context.style, row.accel)},
@@ -40,3 +45,23 @@ def test_gc_takes_what_no_question_of_the_folder_needs(tmp_path: Path) -> None:
     left = Store(folder, manifest.keys)
     assert all(left.has(row, item) for row in second.rows for item in second.items)
     assert not any(left.has(row, item) for row in first.cells for item in first.items)
+
+
+def test_a_question_is_kept_until_another_needs_all_its_pictures(tmp_path: Path) -> None:
+    files, folder = tiny_files(tmp_path), tmp_path / "grid"
+    folder.mkdir()
+    grid = tiny_grid(files, "0.5", seeds=1)
+    store = Store(folder, keys_of(Sources()))
+    batched = replace(noted(grid, store), how=How(batch=7))
+    confirmed = replace(batched, confirmed=(confirmation(grid, grid.cells[:1]),))
+    manifests.write(batched, folder)
+    manifests.write(confirmed, folder)
+    again = manifests.continued(noted(grid, store), folder)
+    assert (again.how.batch, again.confirmed) == (7, confirmed.confirmed)
+    manifests.write(again, folder)
+    assert not list(folder.glob("manifest-*.json"))
+    half = noted(grid, store, "float16")
+    assert manifests.continued(half, folder).confirmed == ()
+    manifests.write(half, folder)  # the same plan, and no picture of it is the same
+    (kept,) = folder.glob("manifest-*.json")
+    assert manifests.read(kept).confirmed == confirmed.confirmed

@@ -84,6 +84,14 @@ def _edit(text: str, what: str) -> list[str]:
     find, arrow, _ = text.partition(ARROW)
     if not (find and arrow):
         raise UsageError(f"{what}: {text!r} is no FIND{ARROW}REPLACE", hint="such as 'red=>blue'")
+    return _words(text, what)
+
+
+def _words(text: str, what: str) -> list[str]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what}: {text!r} is no text in UTF-8") from error
     return [text]
 
 
@@ -102,7 +110,7 @@ AXES: Final = {
         Axis("style", "style vectors, several joined as a:1+b:0.5", _style, context=True),
         Axis("accel", "acceleration vectors", _as_it_is),
         Axis("base", "base models", _base, context=True),
-        Axis("negative", "negative prompts", _as_it_is, context=True, without=""),
+        Axis("negative", "negative prompts", _words, context=True, without=""),
         Axis("edit", "FIND=>REPLACE, done to every prompt", _edit, context=True, without=""),
     )
 }

@@ -163,7 +163,8 @@ def write(manifest: Manifest, folder: Path) -> Path:
             name = OTHER.format(digest("".join(sorted(needed)))[:8])
             write_bytes(folder / name, path.read_bytes(), force=True)
     text = json.dumps(_as_json(manifest), indent=1, ensure_ascii=False, sort_keys=True)
-    write_bytes(path, f"{text}\n".encode(), force=True)
+    # Names of files may hold bytes that are no UTF-8: what replaces them is an escape of JSON.
+    write_bytes(path, f"{text}\n".encode(errors="backslashreplace"), force=True)
     return path
 
 

@@ -94,7 +94,7 @@ def _document(facts: Facts, said: dict[str, Any]) -> bytes:
     }
     # One pass: what a part holds is not filled in again.
     filled = re.sub(r"{{(\w+)}}", lambda found: parts[found[1]], _part("page.html"))
-    return filled.encode()
+    return filled.encode(errors="backslashreplace")
 
 
 def _part(name: str) -> str:

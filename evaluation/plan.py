@@ -297,6 +297,7 @@ def _check_whole(grid: Grid) -> None:
         raise ValueError("no cells, prompts or seeds")
     if not all(isinstance(prompt, str) for prompt in grid.prompts):
         raise ValueError("a prompt is no text")
+    "\n".join(grid.prompts).encode()
     if not all(type(seed) is int and seed >= 0 for seed in grid.seeds):
         raise ValueError("a seed is no whole number")
     for setting in grid.settings:

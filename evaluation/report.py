@@ -126,7 +126,7 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
     """UTF-8, six significant digits, empty where a value is not defined; no cell is a formula."""
     safe = table.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
     text: str = safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    return text.encode()
+    return text.encode(errors="backslashreplace")
 
 
 def png_bytes(picture: Any) -> bytes:

@@ -171,7 +171,7 @@ def _laid_out(grid: Grid, store: Store, folder: Path) -> int:
     count = 0
     rows = list({row.cell_id: row for row in grid.rows}.values())
     listed = [json.dumps({"cell_id": row.cell_id, **keys(row)}, ensure_ascii=False) for row in rows]
-    write_bytes(folder / _ROWS, ("\n".join(listed) + "\n").encode())
+    write_bytes(folder / _ROWS, ("\n".join(listed) + "\n").encode(errors="backslashreplace"))
     for row in rows:
         for number, prompt in enumerate(grid.prompts):
             place = folder / row.cell_id / f"{number:05d}"

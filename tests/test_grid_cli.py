@@ -210,6 +210,17 @@ def test_impossible_ways_of_drawing_are_refused_before_anything_is_drawn(
     assert not Path("new/images").exists()
 
 
+def test_a_folder_whose_name_is_no_text_holds_a_grid_and_a_prompt_that_is_none_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "caf\udce9"  # as Python has the byte e9
+    monkeypatch.setattr("sys.argv", ["lcm-arith", "grid-eval", "--out", name])
+    run(*asked("--out", name))
+    assert manifests.read(Path(name)).argv[-1] == name
+    code, message = fails(*asked("--axis", f"negative={name}", "--axis", "guidance=2"))
+    assert (code, "no text in UTF-8" in message) == (2, True), message
+
+
 def test_verbs_of_a_folder_without_a_grid_say_so(tmp_cwd: Path) -> None:
     for name in ("report", "status", "replay", "export", "gc"):
         code, message = fails("grid-eval", name, "nowhere")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from lcm_arith.cli.output import print_grid, print_json, stderr, stdout
+from lcm_arith.text import clean_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,7 @@ def show(concluded: Concluded, *, as_json: bool) -> None:
             stdout.print(line, soft_wrap=True)
         shown = [p for p in concluded.paths if p.name in _SHOWN or p == concluded.paths[0]]
         for path in shown:
-            stdout.print(f"wrote {path}", soft_wrap=True)
+            stdout.print(clean_lines(f"wrote {path}"), soft_wrap=True)
         stdout.print(f"and {len(concluded.paths) - len(shown)} more files there", soft_wrap=True)
     concluded.raise_if_failed()
 

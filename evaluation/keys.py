@@ -91,4 +91,5 @@ def keys_of(sources: Sources, *, fast: bool = False) -> Keys:
 
 def canonical(facts: Any) -> bytes:
     """JSON of one spelling."""
-    return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode(errors="backslashreplace")

@@ -58,7 +58,7 @@ class Whole:
 
     @classmethod
     def make(cls, folder: Path) -> Whole:
-        """Twelve λ, steps 1 and 2, two seeds: 14 units of two chunks, seconds to draw."""
+        """Twelve λ, steps 1 and 2, two seeds: 14 units of one chunk each, seconds to draw."""
         torch.set_num_threads(1)
         grid = tiny_grid(tiny_files(folder / "files"), _WEIGHTS)
         start = time.perf_counter()
@@ -280,7 +280,7 @@ def sharded(whole: Whole, *, seed: int, apart: bool) -> Tally:
         for number in order:
             shard = Shard(number, 3)
             if number == victim:
-                chunk = chosen.randrange(1, 2 * falls[victim])  # of two seeds, not the last
+                chunk = chosen.randrange(1, max(2, falls[victim]))  # one a unit; not the last
                 moment = Moment(chunk, chosen.uniform(0, whole.chunk))
                 ran.append(run(whole, places[number], moment, shard))
             ran.append(run(whole, places[number], shard=shard))

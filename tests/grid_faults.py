@@ -58,7 +58,7 @@ class Whole:
 
     @classmethod
     def make(cls, folder: Path) -> Whole:
-        """Twelve λ, steps 1 and 2, two seeds: 14 units of two chunks, seconds to draw."""
+        """Twelve λ, steps 1 and 2, two seeds: 14 units of one chunk each, seconds to draw."""
         torch.set_num_threads(1)
         grid = tiny_grid(tiny_files(folder / "files"), _WEIGHTS)
         start = time.perf_counter()
@@ -122,7 +122,7 @@ def _held(place: Path) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: after so many chunks were begun, and then some seconds."""
+    """When to kill: some seconds after so many chunks were begun, at latest as the next begins."""
 
     chunks: int
     seconds: float
@@ -160,9 +160,7 @@ def run(whole: Whole, place: Path, moment: Moment | None = None, shard: Shard = 
     process = _FORK.Process(target=_logged, args=(whole.grid, place, log, shard))
     process.start()
     if moment:
-        while len(_read(log)[0]) < moment.chunks and process.is_alive():
-            time.sleep(_POLL)
-        process.join(moment.seconds)
+        _wait(process, log, moment)
         process.kill()
     process.join()
     killed = process.exitcode == -signal.SIGKILL
@@ -173,6 +171,17 @@ def run(whole: Whole, place: Path, moment: Moment | None = None, shard: Shard = 
     lost = executed - (sum(after.values()) - sum(before.values()))
     within = killed and bool(begun) and begun[-1] not in after
     return Ran(killed, within, begun, again, executed, lost)
+
+
+def _wait(process: Any, log: Path, moment: Moment) -> None:
+    latest = float("inf")
+    while process.is_alive() and time.monotonic() < latest:
+        begun = len(_read(log)[0])
+        if begun > moment.chunks:
+            return
+        if begun == moment.chunks:
+            latest = min(latest, time.monotonic() + moment.seconds)
+        time.sleep(_POLL)
 
 
 def _read(log: Path) -> tuple[list[str], int]:
@@ -271,7 +280,7 @@ def sharded(whole: Whole, *, seed: int, apart: bool) -> Tally:
         for number in order:
             shard = Shard(number, 3)
             if number == victim:
-                chunk = chosen.randrange(1, 2 * falls[victim])  # of two seeds, not the last
+                chunk = chosen.randrange(1, max(2, falls[victim]))  # one a unit; not the last
                 moment = Moment(chunk, chosen.uniform(0, whole.chunk))
                 ran.append(run(whole, places[number], moment, shard))
             ran.append(run(whole, places[number], shard=shard))

@@ -282,7 +282,7 @@ PAGES: Final = {
         "What a grid survives",
         ("torch", "diffusers", "numpy", "pandas", "ray"),
         (
-            "A tiny pipeline, 14 units of 2 chunks, 3 prompts, 2 seeds. Each process is forked",
+            "A tiny pipeline, 14 units of one chunk, 3 prompts, 2 seeds. Each process is forked",
             "from one that has imported all, and loads the pipeline anew. Every grid is finished",
             "in the end, and compared with one that nothing ended: all PNGs, and both tables",
             "without their columns of time, byte by byte. UNet rows are counted at the network, in",

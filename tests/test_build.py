@@ -83,6 +83,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory, own_pictures: Path) -> Path
     return folder
 
 
+@pytest.mark.long
 def test_a_toy_ground_holds_what_the_embedded_one_holds(ground: Path) -> None:
     listed = json.loads((ground / "manifest.json").read_text())
     shipped = json.loads((ROOT / "lcm_arith" / "embedded" / "manifest.json").read_text())
@@ -93,6 +94,7 @@ def test_a_toy_ground_holds_what_the_embedded_one_holds(ground: Path) -> None:
     assert set(listed) == (set(shipped) - own) | toys
 
 
+@pytest.mark.long
 def test_drawings_and_captions_come_through_unchanged(ground: Path) -> None:
     rows = json.loads((ground / "data" / "concepts.json").read_text())
     assert sorted(row["label"] for row in rows) == sorted(thing.caption for thing in THINGS)
@@ -102,6 +104,7 @@ def test_drawings_and_captions_come_through_unchanged(ground: Path) -> None:
     assert np.array_equal(tile, pictures.drawing("noto", THINGS[0]))
 
 
+@pytest.mark.long
 def test_every_command_runs_on_a_ground_of_ones_own(ground: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "LCM_ARITH_EMBEDDED": str(ground)}
     command = [sys.executable, "-m", "lcm_arith", "grid-eval", "--prompts", "2", "--seeds", "1"]
@@ -131,6 +134,7 @@ def test_a_ground_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_the_report_of_a_toy_ground_prints_every_figure(ground: Path) -> None:
     said = run(build(ground, "report", prompts=2, seeds=2))
     page = (ground / "embedded.md").read_text()

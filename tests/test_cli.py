@@ -223,6 +223,6 @@ def test_the_demo_writes_what_it_promises(tmp_cwd: Path, monkeypatch: pytest.Mon
         assert Path("demo", name).is_file()
     table = pd.read_csv("demo/grid.csv")
     assert set(table.role) == {"base", "teacher", "control", "cell"}
-    assert "closer to the true pictures" in told["result"]
+    assert "too few prompts to tell" in told["result"]
     best = table[(table.role == "cell") & (table.steps == 2)].pair_distance.min()
     assert best < table[(table.role == "control") & (table.nfe == 2)].pair_distance.min()

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from lcm_arith.adapters import save
 from lcm_arith.cli import grid_eval
 from lcm_arith.cli.main import app
 from lcm_arith.errors import InvalidContentError
+from lcm_arith.evaluation import session
 from lcm_arith.evaluation.axes import AXES
-from lcm_arith.evaluation.engine import Engine
+from lcm_arith.evaluation.plan import Grid
 from lcm_arith.evaluation.recipe import FOLDER, names, read
 from lcm_arith.evaluation.rows import Row
 
@@ -35,10 +35,10 @@ class Planned(Exception):
 
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch: pytest.MonkeyPatch, tmp_cwd: Path) -> None:
-    def plan(engine: Engine, rows: Sequence[Row], *_: Any, **__: Any) -> None:
-        raise Planned(rows)
+    def plan(grid: Grid, *_: Any, **__: Any) -> None:
+        raise Planned(grid.rows)
 
-    monkeypatch.setattr(Engine, "render", plan)
+    monkeypatch.setattr(session, "draw_grid", plan)
     layer = {"text_encoder.text_model.encoder.layers.0.mlp.fc1": (512, 128)}
     save(random_vector(2, 2.0, 1, layer), "mine.safetensors")
 

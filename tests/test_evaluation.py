@@ -384,9 +384,9 @@ def test_a_cut_grid_resumes_and_ends_with_the_same_tables(
     victim = result.images.iloc[-1]
     (copy / victim.path).write_bytes((folder / victim.path).read_bytes()[:20])
     again = run(copy, result.grid)
-    # Its chunk, whole: the steps 1 and 2 of one mix, all prompts, one seed.
+    # Its chunk, whole: the steps 1 and 2 of one mix, all prompts and seeds, first steps shared.
     assert again.counters.pictures == 2 * len(result.grid.items)
-    assert again.counters.unet_rows == 2 * len(result.grid.prompts)
+    assert again.counters.unet_rows == 2 * len(result.grid.items)
     timeless = [c for c in CELL_COLUMNS if c != "seconds_per_image"]
     assert csv_bytes(again.cells[timeless]) == csv_bytes(result.cells[timeless])
     assert csv_bytes(again.images) == csv_bytes(result.images)

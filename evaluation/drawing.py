@@ -20,7 +20,7 @@ from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import NotFoundError, UsageError
 from lcm_arith.evaluation import trajectories
 from lcm_arith.evaluation.lists import parse_schedule
-from lcm_arith.evaluation.pngs import Lora, Told, picture_bytes, told_of_loras
+from lcm_arith.evaluation.pngs import Lora, Told, lora_hash, picture_bytes, told_of_loras
 from lcm_arith.evaluation.rows import mean
 from lcm_arith.evaluation.sheets import gallery
 from lcm_arith.evaluation.trajectories import Column
@@ -186,7 +186,8 @@ def _told(wish: Wish) -> Told:
         if name != NONE:
             lambdas = parse_schedule(weight, name)
             schedule = weight if len(lambdas) > 1 else ""
-            loras.append(Lora(name, str(mean(lambdas)), open_adapter(name)[0].path, schedule))
+            digest = lora_hash(open_adapter(name)[0].path)
+            loras.append(Lora(name, str(mean(lambdas)), digest, schedule))
     return {
         "sampler": wish.sampler,
         "steps": wish.steps,

@@ -51,13 +51,13 @@ class Lora:
     Args:
         name: Shipped or registered name, or a path.
         weight: λ as a decimal string.
-        file: Its adapter, one safetensors file; None where there is none.
+        digest: :func:`lora_hash` of its file; empty where there is not one safetensors file.
         schedule: λ per step as it is written, ``1.2/1.0/0.6``; empty where it is the same in all.
     """
 
     name: str
     weight: str
-    file: Path | None = None
+    digest: str = ""
     schedule: str = ""
 
 
@@ -65,14 +65,12 @@ def told_of_loras(loras: Sequence[Lora]) -> dict[str, str]:
     """The parts of :data:`Told` that name vectors: ``loras``, ``lora_hashes``, ``lora_weights``.
 
     A prompt of A1111 names its LoRAs as ``<lora:NAME:λ>``. It has no λ per step: the tag then holds
-    the mean, and ``lora_weights`` what it was. Reads every file: call it once, not per picture.
+    the mean, and ``lora_weights`` what it was.
     """
     names = {lora: _tag_name(lora.name) for lora in loras}
     told = {
         "loras": " ".join(f"<lora:{names[lora]}:{lora.weight}>" for lora in loras),
-        "lora_hashes": ", ".join(
-            f"{names[lora]}: {lora_hash(lora.file)}" for lora in loras if lora.file
-        ),
+        "lora_hashes": ", ".join(f"{names[lora]}: {lora.digest}" for lora in loras if lora.digest),
         "lora_weights": ", ".join(
             f"{names[lora]}: {lora.schedule}" for lora in loras if lora.schedule
         ),

@@ -9,7 +9,7 @@ from lcm_arith.adapters import locate
 from lcm_arith.errors import LcmArithError
 from lcm_arith.evaluation.keys import Keys
 from lcm_arith.evaluation.mixing import terms
-from lcm_arith.evaluation.pngs import Lora, Told, told_of_loras
+from lcm_arith.evaluation.pngs import Lora, Told, lora_hash, told_of_loras
 from lcm_arith.evaluation.rows import ZERO, Item, Row, mean, shown
 
 
@@ -23,6 +23,7 @@ class Teller:
 
     keys: Keys
     _rows: dict[Row, Told] = field(default_factory=dict)
+    _hashes: dict[str, str] = field(default_factory=dict)
 
     def told(self, row: Row, item: Item) -> Told:
         """What a picture says of itself."""
@@ -42,25 +43,26 @@ class Teller:
             "model_hash": self.keys.base(row.context.base)[:10],
             **({"negative": row.context.negative} if row.guidance > 1 else {}),
             **{name: str(value) for name, value in chosen.items() if value not in ("linear", None)},
-            **told_of_loras(_loras(row)),
+            **told_of_loras(self._loras(row)),
         }
 
+    def _loras(self, row: Row) -> list[Lora]:
+        """The vectors of a row, with λ of each step where it changes."""
+        steps = [{term.name: term.weights.overall for term in terms(mix)} for mix in row.mixes]
+        found = []
+        for name in dict.fromkeys(name for step in steps for name in step):
+            if name not in self._hashes:  # a file is read once
+                self._hashes[name] = _hash(name)
+            weights = tuple(step.get(name, ZERO) for step in steps)
+            schedule = shown(ZERO, weights) if len(set(weights)) > 1 else ""
+            found.append(Lora(name, str(mean(weights)), self._hashes[name], schedule))
+        return found
 
-def _loras(row: Row) -> list[Lora]:
-    """The vectors of a row, with λ of each step where it changes."""
-    steps = [{term.name: term.weights.overall for term in terms(mix)} for mix in row.mixes]
-    found = []
-    for name in dict.fromkeys(name for step in steps for name in step):
-        weights = tuple(step.get(name, ZERO) for step in steps)
-        schedule = shown(ZERO, weights) if len(set(weights)) > 1 else ""
-        found.append(Lora(name, str(mean(weights)), _file(name), schedule))
-    return found
 
-
-def _file(name: str) -> Path | None:
-    """The adapter's file; None of a folder, and of a vector that is only in memory."""
+def _hash(name: str) -> str:
+    """Of the adapter's file; empty of a folder, and of a vector that is only in memory."""
     try:
         path = locate(name)
     except LcmArithError:
-        return None
-    return path if path.suffix == ".safetensors" else None
+        return ""
+    return lora_hash(path) if path.suffix == ".safetensors" else ""

@@ -171,7 +171,7 @@ def _evaluate(
     pipeline: Any, asked: _Asked, condition: Condition, batch: int, *, fast: bool
 ) -> Tensor:
     """The network's output for every distinct row, ``[rows, C, h, w]``."""
-    condition, device = whole(pipeline, condition), pipeline.unet.device
+    condition, device = whole(pipeline, condition), asked.z[0].device
     outs = []
     for at in range(0, len(asked.z), batch):
         part = slice(at, at + batch)

@@ -12,7 +12,7 @@ from hostile_strings import HOSTILE
 from PIL import Image
 
 from lcm_arith.errors import InvalidContentError
-from lcm_arith.evaluation.pngs import Lora, picture_bytes, read_told, told_of_loras
+from lcm_arith.evaluation.pngs import Lora, lora_hash, picture_bytes, read_told, told_of_loras
 
 PIXELS = np.arange(8 * 12 * 3, dtype=np.uint8).reshape(8, 12, 3)
 SETTINGS: dict[str, Any] = {
@@ -106,9 +106,8 @@ def test_the_bytes_depend_on_content_alone() -> None:
 def test_vectors_are_named_as_a1111_names_them(tmp_path: Path) -> None:
     file = tmp_path / "ink, fine: 2.safetensors"
     file.write_bytes((4).to_bytes(8, "little") + b"head" + b"tensors")
-    told = told_of_loras(
-        [Lora(str(file), "0.9", file, "1.2/0.9/0.6"), Lora("lcm", "1", tmp_path / file)]
-    )
+    digest = lora_hash(file)
+    told = told_of_loras([Lora(str(file), "0.9", digest, "1.2/0.9/0.6"), Lora("lcm", "1", digest)])
     theirs, _ = shown({**SETTINGS, "prompt": "fox", **told}, tmp_path)
     assert theirs["Prompt"] == "fox <lora:ink-fine-2:0.9> <lora:lcm:1>"
     short = hashlib.sha256(b"tensors").hexdigest()[:12]

@@ -19,12 +19,12 @@ from _grid_peers import Script, keep
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lcm_arith.evaluation.engine import Engine, units
-from lcm_arith.evaluation.keys import keys_of
-from lcm_arith.evaluation.mixing import mixed
-from lcm_arith.evaluation.rows import Context, Item, Row
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.store import Pair, Store
+from lcm_arith.evaluation.drawing.engine import Engine, units
+from lcm_arith.evaluation.drawing.keys import keys_of
+from lcm_arith.evaluation.drawing.mixing import mixed
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import Pair, Store
+from lcm_arith.evaluation.plans.rows import Context, Item, Row
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.vector import TaskVector
 

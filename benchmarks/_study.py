@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from lcm_arith.embedded import pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
-from lcm_arith.evaluation.yardstick import Yardstick, cell_means
+from lcm_arith.evaluation.judging.yardstick import Yardstick, cell_means
 from lcm_arith.sampling import encode_prompts, sample
 from lcm_arith.training.request import Request, Watching
 

@@ -42,9 +42,9 @@ from _page import Section, page
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from lcm_arith.evaluation.keys import keys_of
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.store import Store
+from lcm_arith.evaluation.drawing.keys import keys_of
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import Store
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 PEERS: Final = Path(__file__).resolve().parent / "_grid_peers.py"

@@ -38,10 +38,10 @@ from planted import (
 )  # fmt: skip
 from simulated import NOISE, PROMPTS
 
-from lcm_arith.evaluation.best import best_set
-from lcm_arith.evaluation.comparisons import holm, sign_flip
-from lcm_arith.evaluation.search import Outcome, search
-from lcm_arith.evaluation.stats import paired, per_prompt
+from lcm_arith.evaluation.statistics.best import best_set
+from lcm_arith.evaluation.statistics.comparisons import holm, sign_flip
+from lcm_arith.evaluation.statistics.search import Outcome, search
+from lcm_arith.evaluation.statistics.stats import paired, per_prompt
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 GRIDS: Final = 200

@@ -22,8 +22,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from simulated import PROMPTS, false_winner, misses, optimum, our_ends, pictures
 
-from lcm_arith.evaluation.best import best_set, means_of
-from lcm_arith.evaluation.stats import per_prompt
+from lcm_arith.evaluation.statistics.best import best_set, means_of
+from lcm_arith.evaluation.statistics.stats import per_prompt
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 GRIDS: Final = 1000

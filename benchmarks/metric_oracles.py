@@ -26,11 +26,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from tiny_judges import save_head, tiny_clip, tiny_dino
 
 from lcm_arith.embedded import pictures
-from lcm_arith.evaluation import mmd, pixels
-from lcm_arith.evaluation.embedders import load_aesthetic, load_clip, load_dino
-from lcm_arith.evaluation.embeddings import Embeddings
-from lcm_arith.evaluation.preprocessing import read_preprocessing
-from lcm_arith.evaluation.references import References
+from lcm_arith.evaluation.judging import mmd, pixels
+from lcm_arith.evaluation.judging.embedders import load_aesthetic, load_clip, load_dino
+from lcm_arith.evaluation.judging.embeddings import Embeddings
+from lcm_arith.evaluation.judging.preprocessing import read_preprocessing
+from lcm_arith.evaluation.judging.references import References
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 SUBSET: Final = 50  # pictures of a KID subset

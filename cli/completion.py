@@ -47,7 +47,7 @@ def kinds(incomplete: str) -> list[str]:
 
 def recipes(incomplete: str) -> list[str]:
     """Names of the shipped recipes."""
-    from lcm_arith.evaluation.recipe import names
+    from lcm_arith.evaluation.plans.recipe import names
 
     return _beginning(names(), incomplete)
 

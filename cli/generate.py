@@ -66,8 +66,8 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Draw prompts with any mix of vectors."""
-    from lcm_arith.evaluation.drawing import draw, nearest_captions
-    from lcm_arith.evaluation.wishes import Wish, header_notes
+    from lcm_arith.evaluation.generating.pictures import draw, nearest_captions
+    from lcm_arith.evaluation.generating.wishes import Wish, header_notes
 
     wish = Wish.resolve(
         prompts or [],

@@ -47,7 +47,7 @@ def command(
     modules = interference(one, alike(other, one))
     rows = by_block(modules)
     if plot is not None:
-        from lcm_arith.evaluation.plots import interference_png
+        from lcm_arith.evaluation.showing.plots import interference_png
 
         write_bytes(plot, interference_png(rows, names), force=force)
     if as_json:

@@ -34,7 +34,7 @@ Name = Annotated[
 
 def ls(as_json: options.Json = False) -> None:
     """List the recipes and what they ask."""
-    from lcm_arith.evaluation.recipe import names, read
+    from lcm_arith.evaluation.plans.recipe import names, read
 
     found = [read(name) for name in names()]
     if as_json:
@@ -47,7 +47,7 @@ def ls(as_json: options.Json = False) -> None:
 
 def show(name: Name) -> None:
     """Print a recipe as it stands."""
-    from lcm_arith.evaluation.recipe import locate, read
+    from lcm_arith.evaluation.plans.recipe import locate, read
 
     read(name)
     stdout.print(locate(name).read_text(encoding="utf-8"), end="", soft_wrap=True, markup=False)
@@ -61,7 +61,7 @@ def cp(
     force: options.Force = False,
 ) -> None:
     """Copy a recipe, to change it."""
-    from lcm_arith.evaluation.recipe import locate
+    from lcm_arith.evaluation.plans.recipe import locate
     from lcm_arith.formats.container import write_bytes
 
     source = locate(name)

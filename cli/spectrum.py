@@ -59,7 +59,7 @@ def command(
     from lcm_arith.adapters import load
     from lcm_arith.combination import NONE
     from lcm_arith.errors import UsageError
-    from lcm_arith.evaluation.lists import parse_counts
+    from lcm_arith.evaluation.plans.lists import parse_counts
     from lcm_arith.families import check_same_family
     from lcm_arith.formats.container import refuse_existing, write_bytes
     from lcm_arith.sweep import Sweep, energies
@@ -105,7 +105,7 @@ def read_weights(names: Sequence[str], texts: Sequence[str | None]) -> list[tupl
     """
     from lcm_arith.combination import NONE
     from lcm_arith.errors import UsageError
-    from lcm_arith.evaluation.lists import parse_decimals
+    from lcm_arith.evaluation.plans.lists import parse_decimals
 
     found = []
     rows = zip(names, texts, DEFAULT_WEIGHTS, ("--l1", "--l2"), strict=True)

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from lcm_arith.evaluation.asked import Searched
-from lcm_arith.evaluation.comparisons import SURE
 from lcm_arith.evaluation.findings import Answer, Findings, with_findings
 from lcm_arith.evaluation.grid import Result
+from lcm_arith.evaluation.plans.rows import Row, others, shown
 from lcm_arith.evaluation.report import verdict
-from lcm_arith.evaluation.rows import Row, others, shown
+from lcm_arith.evaluation.statistics.comparisons import SURE
 from lcm_arith.modules import EMBEDDED
 
 _NAMED: Final = 6  # cells that a sentence names

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from lcm_arith.errors import UsageError
-from lcm_arith.evaluation.best import TARGETS
-from lcm_arith.evaluation.lists import parse_counts, parse_one
-from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS
-from lcm_arith.evaluation.plan import Grid
-from lcm_arith.evaluation.rows import Row
+from lcm_arith.evaluation.judging.metrics import BETTER, PICTURE_METRICS
+from lcm_arith.evaluation.plans.lists import parse_counts, parse_one
+from lcm_arith.evaluation.plans.plan import Grid
+from lcm_arith.evaluation.plans.rows import Row
+from lcm_arith.evaluation.statistics.best import TARGETS
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lcm_arith.evaluation.asked import parse_asked
-from lcm_arith.evaluation.axes import check_text_encoders, make_cells
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.judging.metrics import METRICS, choose
 from lcm_arith.evaluation.manifest import How, Manifest, Tools
-from lcm_arith.evaluation.metrics import METRICS, choose
-from lcm_arith.evaluation.plan import choose_prompts, make_grid
+from lcm_arith.evaluation.plans.axes import check_text_encoders, make_cells
+from lcm_arith.evaluation.plans.plan import choose_prompts, make_grid
 from lcm_arith.evaluation.report import check_csv
 from lcm_arith.evaluation.searching import parse_search, start
-from lcm_arith.evaluation.sources import Sources
 
 
 @dataclass(frozen=True, kw_only=True)

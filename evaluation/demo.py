@@ -10,14 +10,14 @@ from typing import Final
 from lcm_arith.adapters import save
 from lcm_arith.combination import combine
 from lcm_arith.embedded import files
+from lcm_arith.evaluation.drawing.sources import Sources
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.measuring import OnStage
-from lcm_arith.evaluation.plan import choose_prompts, make_grid, plain_cells
+from lcm_arith.evaluation.plans.plan import choose_prompts, make_grid, plain_cells
+from lcm_arith.evaluation.plans.rows import Row
 from lcm_arith.evaluation.report import png_bytes, verdict, write_report
-from lcm_arith.evaluation.rows import Row
 from lcm_arith.evaluation.running import run_grid
-from lcm_arith.evaluation.sheets import contact_sheet
-from lcm_arith.evaluation.sources import Sources
+from lcm_arith.evaluation.showing.sheets import contact_sheet
 from lcm_arith.formats.container import write_bytes
 
 L1: Final = (Decimal("0.6"), Decimal("0.8"), Decimal("1"))

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from lcm_arith.evaluation.asked import Asked, Margin, cell_at, confirmation
-from lcm_arith.evaluation.best import best_set, lower_bounds, score
-from lcm_arith.evaluation.comparisons import compare
 from lcm_arith.evaluation.grid import KEY_COLUMNS, Result
-from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS, deciding
-from lcm_arith.evaluation.pareto import front
-from lcm_arith.evaluation.plan import Grid
-from lcm_arith.evaluation.rows import Row
-from lcm_arith.evaluation.stats import intervals, per_prompt
+from lcm_arith.evaluation.judging.metrics import BETTER, PICTURE_METRICS, deciding
+from lcm_arith.evaluation.plans.plan import Grid
+from lcm_arith.evaluation.plans.rows import Row
+from lcm_arith.evaluation.showing.pareto import front
+from lcm_arith.evaluation.statistics.best import best_set, lower_bounds, score
+from lcm_arith.evaluation.statistics.comparisons import compare
+from lcm_arith.evaluation.statistics.stats import intervals, per_prompt
 
 PAPER: Final = (Decimal("0.8"), Decimal(1), 4)  # eq. 3's λ1 and λ2, and LCM-LoRA's usual steps
 COMPARISON_COLUMNS: Final = (

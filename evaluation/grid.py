@@ -9,12 +9,12 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from lcm_arith.evaluation.engine import Counters
-from lcm_arith.evaluation.metrics import names
-from lcm_arith.evaluation.plan import Grid
-from lcm_arith.evaluation.rows import Row, keys
-from lcm_arith.evaluation.stats import Interval, paired
-from lcm_arith.evaluation.store import Store
+from lcm_arith.evaluation.drawing.engine import Counters
+from lcm_arith.evaluation.drawing.store import Store
+from lcm_arith.evaluation.judging.metrics import names
+from lcm_arith.evaluation.plans.plan import Grid
+from lcm_arith.evaluation.plans.rows import Row, keys
+from lcm_arith.evaluation.statistics.stats import Interval, paired
 
 KEY_COLUMNS: Final = ("role", "style", "accel", "l1", "l2", "sampler", "steps", "guidance")
 MORE_KEYS: Final = (

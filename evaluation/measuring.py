@@ -13,26 +13,26 @@ import pandas as pd
 
 from lcm_arith.embedded.probe import load_probe
 from lcm_arith.errors import DivergedError, NotFoundError
-from lcm_arith.evaluation.best import score
-from lcm_arith.evaluation.engine import Counters
+from lcm_arith.evaluation.drawing.engine import Counters
+from lcm_arith.evaluation.drawing.store import OK, Picture, Store
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Pixels, Result, named
-from lcm_arith.evaluation.judges import Judges
-from lcm_arith.evaluation.metrics import (
+from lcm_arith.evaluation.judging.judges import Judges
+from lcm_arith.evaluation.judging.metrics import (
     BETTER,
     METRICS,
     PICTURE_METRICS,
     deciding,
     measure,
 )
-from lcm_arith.evaluation.pixels import OK as NO_DEFECT
-from lcm_arith.evaluation.pixels import Values, defects
-from lcm_arith.evaluation.plan import Grid, Setting
-from lcm_arith.evaluation.references import References, true_references
-from lcm_arith.evaluation.required import empty, expected
-from lcm_arith.evaluation.rows import Row
-from lcm_arith.evaluation.sample import Sample
-from lcm_arith.evaluation.store import OK, Picture, Store
-from lcm_arith.evaluation.yardstick import Yardstick, cell_means
+from lcm_arith.evaluation.judging.pixels import OK as NO_DEFECT
+from lcm_arith.evaluation.judging.pixels import Values, defects
+from lcm_arith.evaluation.judging.references import References, true_references
+from lcm_arith.evaluation.judging.required import empty, expected
+from lcm_arith.evaluation.judging.sample import Sample
+from lcm_arith.evaluation.judging.yardstick import Yardstick, cell_means
+from lcm_arith.evaluation.plans.plan import Grid, Setting
+from lcm_arith.evaluation.plans.rows import Row
+from lcm_arith.evaluation.statistics.best import score
 
 MISSING: Final = "missing"
 ERROR: Final = "error"

@@ -14,17 +14,17 @@ import pandas as pd
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import UsageError
-from lcm_arith.evaluation import tables
-from lcm_arith.evaluation.album import Thumbnails, thumbnail
 from lcm_arith.evaluation.findings import Answer, answer, whole_table, with_findings
 from lcm_arith.evaluation.grid import Result
-from lcm_arith.evaluation.heatmap import heatmap
-from lcm_arith.evaluation.metrics import METRICS
-from lcm_arith.evaluation.page import Facts, page
-from lcm_arith.evaluation.pareto import pareto_png
-from lcm_arith.evaluation.rows import Row, others, shown
-from lcm_arith.evaluation.sheets import contact_sheets, small
-from lcm_arith.evaluation.stats import FEWEST, ROUGH
+from lcm_arith.evaluation.judging.metrics import METRICS
+from lcm_arith.evaluation.plans.rows import Row, others, shown
+from lcm_arith.evaluation.showing import tables
+from lcm_arith.evaluation.showing.album import Thumbnails, thumbnail
+from lcm_arith.evaluation.showing.heatmap import heatmap
+from lcm_arith.evaluation.showing.page import Facts, page
+from lcm_arith.evaluation.showing.pareto import pareto_png
+from lcm_arith.evaluation.showing.sheets import contact_sheets, small
+from lcm_arith.evaluation.statistics.stats import FEWEST, ROUGH
 from lcm_arith.formats.container import refuse_existing, write_bytes
 from lcm_arith.text import csv_cell
 

@@ -6,18 +6,18 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lcm_arith.evaluation.engine import Counters, Engine
-from lcm_arith.evaluation.executors.local import local
-from lcm_arith.evaluation.executors.tasks import Executor
+from lcm_arith.evaluation.drawing.engine import Counters, Engine
+from lcm_arith.evaluation.drawing.executors.local import local
+from lcm_arith.evaluation.drawing.executors.tasks import Executor
+from lcm_arith.evaluation.drawing.keys import keys_of
+from lcm_arith.evaluation.drawing.shards import WHOLE, Shard
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import Store
 from lcm_arith.evaluation.grid import Result
-from lcm_arith.evaluation.keys import keys_of
+from lcm_arith.evaluation.judging.metrics import METRICS
 from lcm_arith.evaluation.measuring import Measuring, OnStage, measured
-from lcm_arith.evaluation.metrics import METRICS
-from lcm_arith.evaluation.plan import Grid
-from lcm_arith.evaluation.rows import Row
-from lcm_arith.evaluation.shards import WHOLE, Shard
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.store import Store
+from lcm_arith.evaluation.plans.plan import Grid
+from lcm_arith.evaluation.plans.rows import Row
 
 
 def run_grid(

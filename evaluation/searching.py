@@ -12,18 +12,25 @@ import numpy as np
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.asked import Asked, Search, Searched, cell_at
-from lcm_arith.evaluation.engine import Engine, units
+from lcm_arith.evaluation.drawing.engine import Engine, units
+from lcm_arith.evaluation.drawing.store import OK
 from lcm_arith.evaluation.findings import PAPER
-from lcm_arith.evaluation.judges import Judges
+from lcm_arith.evaluation.judging.judges import Judges
+from lcm_arith.evaluation.judging.metrics import BETTER, METRICS, PICTURE_METRICS, deciding
+from lcm_arith.evaluation.judging.references import References
+from lcm_arith.evaluation.judging.sample import Sample
+from lcm_arith.evaluation.judging.yardstick import cell_means
 from lcm_arith.evaluation.measuring import Measuring, OnStage
-from lcm_arith.evaluation.metrics import BETTER, METRICS, PICTURE_METRICS, deciding
-from lcm_arith.evaluation.plan import Grid
-from lcm_arith.evaluation.references import References
-from lcm_arith.evaluation.rows import Item, Row
-from lcm_arith.evaluation.sample import Sample
-from lcm_arith.evaluation.search import SEARCHES, Instance, Problem, blocks, check_method, search
-from lcm_arith.evaluation.store import OK
-from lcm_arith.evaluation.yardstick import cell_means
+from lcm_arith.evaluation.plans.plan import Grid
+from lcm_arith.evaluation.plans.rows import Item, Row
+from lcm_arith.evaluation.statistics.search import (
+    SEARCHES,
+    Instance,
+    Problem,
+    blocks,
+    check_method,
+    search,
+)
 
 _WHOLE: Final = {
     "teacher_rel": "is relative to the other seeds of a prompt",

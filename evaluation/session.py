@@ -17,12 +17,18 @@ from lcm_arith.errors import DivergedError, NotFoundError
 from lcm_arith.evaluation import answers as words
 from lcm_arith.evaluation import manifest as manifests
 from lcm_arith.evaluation.asked import Searched
-from lcm_arith.evaluation.engine import Counters, Engine
-from lcm_arith.evaluation.executors.local import local
-from lcm_arith.evaluation.executors.tasks import Executor
+from lcm_arith.evaluation.drawing.engine import Counters, Engine
+from lcm_arith.evaluation.drawing.executors.local import local
+from lcm_arith.evaluation.drawing.executors.tasks import Executor
+from lcm_arith.evaluation.drawing.mixing import terms
+from lcm_arith.evaluation.drawing.shards import WHOLE, Shard
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import Store
 from lcm_arith.evaluation.findings import Answer, answer
 from lcm_arith.evaluation.grid import Result
-from lcm_arith.evaluation.judges import Judges, load_judges
+from lcm_arith.evaluation.judging.judges import Judges, load_judges
+from lcm_arith.evaluation.judging.references import References, read_references
+from lcm_arith.evaluation.judging.required import require
 from lcm_arith.evaluation.manifest import Manifest
 from lcm_arith.evaluation.measuring import (
     MISSING,
@@ -32,16 +38,10 @@ from lcm_arith.evaluation.measuring import (
     cut_prompts,
     measured,
 )
-from lcm_arith.evaluation.mixing import terms
-from lcm_arith.evaluation.plan import Grid
-from lcm_arith.evaluation.references import References, read_references
+from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.report import check_csv, write_report
-from lcm_arith.evaluation.required import require
 from lcm_arith.evaluation.running import Drawn, draw_grid
 from lcm_arith.evaluation.searching import search_grid
-from lcm_arith.evaluation.shards import WHOLE, Shard
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.store import Store
 
 
 @dataclass(frozen=True, eq=False)

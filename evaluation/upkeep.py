@@ -15,12 +15,12 @@ import numpy as np
 
 from lcm_arith.durable import make_folder, refusal
 from lcm_arith.errors import IncompatibleError
-from lcm_arith.evaluation.engine import Engine, units
+from lcm_arith.evaluation.drawing.engine import Engine, units
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import OK, Record, Store
 from lcm_arith.evaluation.manifest import OTHER, Manifest, read
-from lcm_arith.evaluation.plan import Grid
-from lcm_arith.evaluation.rows import Row, keys
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.store import OK, Record, Store
+from lcm_arith.evaluation.plans.plan import Grid
+from lcm_arith.evaluation.plans.rows import Row, keys
 from lcm_arith.formats.container import whole_folder, write_bytes
 
 _ROWS: Final = "rows.jsonl"

@@ -24,15 +24,15 @@ import torch
 from faults import Tally, timed
 from grids import ActorKiller, draw, pictures, tables, tiny_files, tiny_grid
 
-from lcm_arith.evaluation import trajectories
-from lcm_arith.evaluation.engine import Engine, units
-from lcm_arith.evaluation.executors.choose import choose
-from lcm_arith.evaluation.keys import keys_of
-from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.drawing import trajectories
+from lcm_arith.evaluation.drawing.engine import Engine, units
+from lcm_arith.evaluation.drawing.executors.choose import choose
+from lcm_arith.evaluation.drawing.keys import keys_of
+from lcm_arith.evaluation.drawing.shards import WHOLE, Shard
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import Record, Store
+from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.running import Drawn
-from lcm_arith.evaluation.shards import WHOLE, Shard
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.store import Record, Store
 
 _FORK: Final = multiprocessing.get_context("fork")
 _WEIGHTS: Final = ",".join(f"{number / 8:g}" for number in range(1, 13))

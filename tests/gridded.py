@@ -15,7 +15,7 @@ from PIL import Image
 
 from lcm_arith.evaluation.findings import COMPARISON_COLUMNS
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS
-from lcm_arith.evaluation.metrics import PICTURE_METRICS
+from lcm_arith.evaluation.judging.metrics import PICTURE_METRICS
 
 METRICS = (*PICTURE_METRICS, "color_swd")
 

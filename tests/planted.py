@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from simulated import PROMPTS, SEEDS, pictures
 
-from lcm_arith.evaluation.search import Instance, Problem, blocks
+from lcm_arith.evaluation.statistics.search import Instance, Problem, blocks
 
 L1: Final = tuple(n / 5 for n in range(7))
 L2: Final = tuple(n / 5 for n in range(2, 8))

@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from lcm_arith.evaluation.best import best_set
-from lcm_arith.evaluation.comparisons import holm, pairs, sign_flip
-from lcm_arith.evaluation.stats import intervals, per_prompt
+from lcm_arith.evaluation.statistics.best import best_set
+from lcm_arith.evaluation.statistics.comparisons import holm, pairs, sign_flip
+from lcm_arith.evaluation.statistics.stats import intervals, per_prompt
 
 PROMPTS, SEEDS, CELLS = 24, 4, 100
 BEST: Final = 37

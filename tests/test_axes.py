@@ -13,10 +13,10 @@ from lcm_arith import bases, sampling
 from lcm_arith.cli.grid_eval.run import AXES as TOLD
 from lcm_arith.cli.output import print_grid
 from lcm_arith.errors import LcmArithError, UsageError
-from lcm_arith.evaluation.axes import AXES, check_text_encoders, make_cells, parse_axes
-from lcm_arith.evaluation.lists import parse_decimals
-from lcm_arith.evaluation.plan import plain_cells
-from lcm_arith.evaluation.rows import Context, Row, keys
+from lcm_arith.evaluation.plans.axes import AXES, check_text_encoders, make_cells, parse_axes
+from lcm_arith.evaluation.plans.lists import parse_decimals
+from lcm_arith.evaluation.plans.plan import plain_cells
+from lcm_arith.evaluation.plans.rows import Context, Row, keys
 
 D = Decimal
 PROMPTS = ("red fox", "cat")

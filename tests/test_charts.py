@@ -12,11 +12,11 @@ from gridded import gridded
 from hostile_strings import HOSTILE
 from PIL import Image, ImageDraw
 
-from lcm_arith.evaluation import tables
-from lcm_arith.evaluation.heatmap import heatmap
-from lcm_arith.evaluation.metrics import BETTER
-from lcm_arith.evaluation.pareto import front, pareto_png
-from lcm_arith.evaluation.sheets import contact_sheet, contact_sheets, drawable, font
+from lcm_arith.evaluation.judging.metrics import BETTER
+from lcm_arith.evaluation.showing import tables
+from lcm_arith.evaluation.showing.heatmap import heatmap
+from lcm_arith.evaluation.showing.pareto import front, pareto_png
+from lcm_arith.evaluation.showing.sheets import contact_sheet, contact_sheets, drawable, font
 
 BEST = (0xC2, 0x57, 0x0C)
 
@@ -95,7 +95,7 @@ def test_a_heatmap_has_a_panel_for_each_value_behind_the_first_two_axes(
 ) -> None:
     made = gridded(**axes)
     drawn: list[Any] = []
-    monkeypatch.setattr("lcm_arith.evaluation.plots.png", drawn.append)
+    monkeypatch.setattr("lcm_arith.evaluation.showing.plots.png", drawn.append)
     heatmap(made.cells, made.comparisons, "pair_distance", "$x$ + lcm", "pair_distance")
     shown = [axis for axis in drawn[0].axes if axis.images]
     assert len(shown) == panels

@@ -20,14 +20,14 @@ from lcm_arith.bases import load_base
 from lcm_arith.budgets import Budget
 from lcm_arith.combination import combine_terms
 from lcm_arith.errors import NotFoundError, UsageError
-from lcm_arith.evaluation import calibration, engine
-from lcm_arith.evaluation.engine import Engine, chunks, units
-from lcm_arith.evaluation.keys import keys_of
-from lcm_arith.evaluation.mixing import mixed
-from lcm_arith.evaluation.pngs import read_told
-from lcm_arith.evaluation.rows import Context, Item, Mix, Row
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.store import Store
+from lcm_arith.evaluation.drawing import calibration, engine
+from lcm_arith.evaluation.drawing.engine import Engine, chunks, units
+from lcm_arith.evaluation.drawing.keys import keys_of
+from lcm_arith.evaluation.drawing.mixing import mixed
+from lcm_arith.evaluation.drawing.pngs import read_told
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import Store
+from lcm_arith.evaluation.plans.rows import Context, Item, Mix, Row
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.sampling import decode, denoise, rounded
 from lcm_arith.weights import parse_term

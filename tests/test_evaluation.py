@@ -15,11 +15,14 @@ from support import random_vector
 from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundError, UsageError
-from lcm_arith.evaluation.engine import Engine
+from lcm_arith.evaluation.drawing.engine import Engine
+from lcm_arith.evaluation.drawing.keys import keys_of
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import Store
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result
-from lcm_arith.evaluation.keys import keys_of
-from lcm_arith.evaluation.lists import parse_counts, parse_decimals
-from lcm_arith.evaluation.plan import (
+from lcm_arith.evaluation.judging.yardstick import Yardstick, mean_pair_distance
+from lcm_arith.evaluation.plans.lists import parse_counts, parse_decimals
+from lcm_arith.evaluation.plans.plan import (
     as_json,
     choose_prompts,
     control_candidates,
@@ -27,14 +30,11 @@ from lcm_arith.evaluation.plan import (
     make_grid,
     plain_cells,
 )
+from lcm_arith.evaluation.plans.rows import Context, Row
 from lcm_arith.evaluation.report import csv_bytes, write_report
-from lcm_arith.evaluation.rows import Context, Row
 from lcm_arith.evaluation.running import run_grid
-from lcm_arith.evaluation.sheets import font
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.stats import closed_gap, of_means, paired, ratio
-from lcm_arith.evaluation.store import Store
-from lcm_arith.evaluation.yardstick import Yardstick, mean_pair_distance
+from lcm_arith.evaluation.showing.sheets import font
+from lcm_arith.evaluation.statistics.stats import closed_gap, of_means, paired, ratio
 from lcm_arith.families import embedded
 from lcm_arith.vector import TaskVector
 

@@ -12,16 +12,16 @@ import pytest
 from grids import ActorKiller, draw, pictures, tables, tiny_files, tiny_grid
 
 from lcm_arith.errors import IncompatibleError, StorageError, UsageError
-from lcm_arith.evaluation.engine import Engine
-from lcm_arith.evaluation.executors.choose import choose
-from lcm_arith.evaluation.executors.tasks import TRIES, Queue, Task, tasks_of
-from lcm_arith.evaluation.keys import keys_of
+from lcm_arith.evaluation.drawing.engine import Engine
+from lcm_arith.evaluation.drawing.executors.choose import choose
+from lcm_arith.evaluation.drawing.executors.tasks import TRIES, Queue, Task, tasks_of
+from lcm_arith.evaluation.drawing.keys import keys_of
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import OK, Pair, Record
 from lcm_arith.evaluation.measuring import ERROR, Measuring
-from lcm_arith.evaluation.plan import Grid
-from lcm_arith.evaluation.rows import Context, Row
+from lcm_arith.evaluation.plans.plan import Grid
+from lcm_arith.evaluation.plans.rows import Context, Row
 from lcm_arith.evaluation.running import Drawn
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.store import OK, Pair, Record
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 
@@ -139,7 +139,9 @@ def test_a_worker_gets_the_next_task_of_the_base_that_it_has_loaded(grid: Grid) 
 def test_an_executor_that_cannot_be_had_is_refused_before_anything_is_drawn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lcm_arith.evaluation.executors.choose.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "lcm_arith.evaluation.drawing.executors.choose.find_spec", lambda name: None
+    )
     with pytest.raises(UsageError, match="not installed") as caught:
         choose("ray")
     assert "lcm-arith[ray]" in caught.value.hint

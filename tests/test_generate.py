@@ -15,14 +15,14 @@ from support import random_vector
 
 from lcm_arith.adapters import load, save
 from lcm_arith.errors import InvalidContentError, UsageError
-from lcm_arith.evaluation.axes import make_cells
-from lcm_arith.evaluation.drawing import make_pixels
-from lcm_arith.evaluation.engine import Engine
-from lcm_arith.evaluation.keys import keys_of
-from lcm_arith.evaluation.pngs import read_told
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.store import Store
-from lcm_arith.evaluation.wishes import Wish, header_notes
+from lcm_arith.evaluation.drawing.engine import Engine
+from lcm_arith.evaluation.drawing.keys import keys_of
+from lcm_arith.evaluation.drawing.pngs import read_told
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import Store
+from lcm_arith.evaluation.generating.pictures import make_pixels
+from lcm_arith.evaluation.generating.wishes import Wish, header_notes
+from lcm_arith.evaluation.plans.axes import make_cells
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.vector import TaskVector
 

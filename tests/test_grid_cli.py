@@ -18,11 +18,11 @@ from rich.progress import Progress
 from lcm_arith.cli import output
 from lcm_arith.cli.output import Stages
 from lcm_arith.evaluation import manifest as manifests
+from lcm_arith.evaluation.drawing.shards import WHOLE
+from lcm_arith.evaluation.drawing.store import Picture, Store
 from lcm_arith.evaluation.manifest import How
-from lcm_arith.evaluation.rows import Row
+from lcm_arith.evaluation.plans.rows import Row
 from lcm_arith.evaluation.session import reopened
-from lcm_arith.evaluation.shards import WHOLE
-from lcm_arith.evaluation.store import Picture, Store
 
 TIMELESS = ["seconds_per_image"]
 

@@ -28,20 +28,25 @@ from lcm_arith.errors import (
     NotFoundError,
     UsageError,
 )
-from lcm_arith.evaluation import mmd
-from lcm_arith.evaluation.embedders import load_aesthetic, load_clip, load_dino, load_pickscore
-from lcm_arith.evaluation.embeddings import BATCH, Embeddings
-from lcm_arith.evaluation.judges import Judges, load_judges
-from lcm_arith.evaluation.lists import parse_decimals
-from lcm_arith.evaluation.metrics import METRICS, measure
-from lcm_arith.evaluation.plan import Grid, make_grid, plain_cells
-from lcm_arith.evaluation.preprocessing import read_preprocessing
-from lcm_arith.evaluation.references import References, true_references
-from lcm_arith.evaluation.required import empty, expected, require
-from lcm_arith.evaluation.rows import Context
-from lcm_arith.evaluation.sample import Sample
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.yardstick import Yardstick
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.judging import mmd
+from lcm_arith.evaluation.judging.embedders import (
+    load_aesthetic,
+    load_clip,
+    load_dino,
+    load_pickscore,
+)
+from lcm_arith.evaluation.judging.embeddings import BATCH, Embeddings
+from lcm_arith.evaluation.judging.judges import Judges, load_judges
+from lcm_arith.evaluation.judging.metrics import METRICS, measure
+from lcm_arith.evaluation.judging.preprocessing import read_preprocessing
+from lcm_arith.evaluation.judging.references import References, true_references
+from lcm_arith.evaluation.judging.required import empty, expected, require
+from lcm_arith.evaluation.judging.sample import Sample
+from lcm_arith.evaluation.judging.yardstick import Yardstick
+from lcm_arith.evaluation.plans.lists import parse_decimals
+from lcm_arith.evaluation.plans.plan import Grid, make_grid, plain_cells
+from lcm_arith.evaluation.plans.rows import Context
 
 Pixels = NDArray[np.uint8]
 TEXTS = ("a red fox", "cat", "a very long caption of a fox and a cat in a red forest " * 3)

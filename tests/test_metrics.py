@@ -15,14 +15,14 @@ from PIL import Image
 from lcm_arith.embedded import pictures
 from lcm_arith.embedded.probe import load_probe, sharpness
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
-from lcm_arith.evaluation import mmd
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, MORE_KEYS
-from lcm_arith.evaluation.judges import Judges
-from lcm_arith.evaluation.metrics import DECIDING, METRICS, Better, choose, measure
-from lcm_arith.evaluation.references import References, read_references, true_references
+from lcm_arith.evaluation.judging import mmd
+from lcm_arith.evaluation.judging.judges import Judges
+from lcm_arith.evaluation.judging.metrics import DECIDING, METRICS, Better, choose, measure
+from lcm_arith.evaluation.judging.references import References, read_references, true_references
+from lcm_arith.evaluation.judging.sample import Sample
+from lcm_arith.evaluation.judging.yardstick import Yardstick, cell_means
 from lcm_arith.evaluation.report import csv_bytes
-from lcm_arith.evaluation.sample import Sample
-from lcm_arith.evaluation.yardstick import Yardstick, cell_means
 
 Pixels = NDArray[np.uint8]
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"

@@ -21,10 +21,10 @@ from gridded import METRICS, Tables, gridded
 from hostile_strings import HOSTILE
 from PIL import Image
 
-from lcm_arith.evaluation.album import thumbnail
-from lcm_arith.evaluation.page import MOST_BYTES, Facts, page
-from lcm_arith.evaluation.pareto import front
 from lcm_arith.evaluation.report import csv_bytes
+from lcm_arith.evaluation.showing.album import thumbnail
+from lcm_arith.evaluation.showing.page import MOST_BYTES, Facts, page
+from lcm_arith.evaluation.showing.pareto import front
 from lcm_arith.text import clean
 
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import InvalidContentError
-from lcm_arith.evaluation import pixels, wasserstein
-from lcm_arith.evaluation.pixels import defects, lab, lightness
-from lcm_arith.evaluation.references import References
-from lcm_arith.evaluation.wasserstein import (
+from lcm_arith.evaluation.judging import pixels, wasserstein
+from lcm_arith.evaluation.judging.pixels import defects, lab, lightness
+from lcm_arith.evaluation.judging.references import References
+from lcm_arith.evaluation.judging.wasserstein import (
     PATCH,
     Texture,
     colour_distance,

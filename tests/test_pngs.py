@@ -12,7 +12,13 @@ from hostile_strings import HOSTILE
 from PIL import Image
 
 from lcm_arith.errors import InvalidContentError
-from lcm_arith.evaluation.pngs import Lora, lora_hash, picture_bytes, read_told, told_of_loras
+from lcm_arith.evaluation.drawing.pngs import (
+    Lora,
+    lora_hash,
+    picture_bytes,
+    read_told,
+    told_of_loras,
+)
 
 PIXELS = np.arange(8 * 12 * 3, dtype=np.uint8).reshape(8, 12, 3)
 SETTINGS: dict[str, Any] = {

@@ -17,10 +17,10 @@ from lcm_arith.cli import grid_eval
 from lcm_arith.cli.main import app
 from lcm_arith.errors import InvalidContentError
 from lcm_arith.evaluation import session
-from lcm_arith.evaluation.axes import AXES
-from lcm_arith.evaluation.plan import Grid
-from lcm_arith.evaluation.recipe import FOLDER, names, read
-from lcm_arith.evaluation.rows import Row
+from lcm_arith.evaluation.plans.axes import AXES
+from lcm_arith.evaluation.plans.plan import Grid
+from lcm_arith.evaluation.plans.recipe import FOLDER, names, read
+from lcm_arith.evaluation.plans.rows import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {

@@ -13,16 +13,16 @@ from planted import SMOOTH, problem, random_search, rows
 
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.asked import Asked, Margin, Search, parse_asked
-from lcm_arith.evaluation.best import best_set, score
-from lcm_arith.evaluation.comparisons import compare
-from lcm_arith.evaluation.engine import Engine
-from lcm_arith.evaluation.keys import keys_of
-from lcm_arith.evaluation.plan import Grid, make_grid
-from lcm_arith.evaluation.rows import Context, Row
-from lcm_arith.evaluation.search import EXPLORED, Instance, Problem, blocks, search
+from lcm_arith.evaluation.drawing.engine import Engine
+from lcm_arith.evaluation.drawing.keys import keys_of
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import Store
+from lcm_arith.evaluation.plans.plan import Grid, make_grid
+from lcm_arith.evaluation.plans.rows import Context, Row
 from lcm_arith.evaluation.searching import fixed_rows, parse_search, search_grid
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.store import Store
+from lcm_arith.evaluation.statistics.best import best_set, score
+from lcm_arith.evaluation.statistics.comparisons import compare
+from lcm_arith.evaluation.statistics.search import EXPLORED, Instance, Problem, blocks, search
 
 Asks = list[tuple[int, Instance]]
 

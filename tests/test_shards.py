@@ -10,12 +10,12 @@ import pytest
 from grids import draw, pictures, tables, tiny_files, tiny_grid
 
 from lcm_arith.errors import UsageError
-from lcm_arith.evaluation.engine import units
-from lcm_arith.evaluation.keys import keys_of
-from lcm_arith.evaluation.plan import Grid
+from lcm_arith.evaluation.drawing.engine import units
+from lcm_arith.evaluation.drawing.keys import keys_of
+from lcm_arith.evaluation.drawing.shards import WHOLE, Shard, parse_shard
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.running import Drawn
-from lcm_arith.evaluation.shards import WHOLE, Shard, parse_shard
-from lcm_arith.evaluation.sources import Sources
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,7 @@ from simulated import false_winner, misses, optimum, our_ends, pictures
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation import answers
 from lcm_arith.evaluation.asked import Asked, Margin, confirmation, parse_asked
-from lcm_arith.evaluation.best import TARGETS, best_set, lower_bounds
-from lcm_arith.evaluation.comparisons import compare, holm, sign_flip
-from lcm_arith.evaluation.engine import Counters
+from lcm_arith.evaluation.drawing.engine import Counters
 from lcm_arith.evaluation.findings import (
     COMPARISON_COLUMNS,
     answer,
@@ -29,11 +27,13 @@ from lcm_arith.evaluation.findings import (
     with_findings,
 )
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, named
-from lcm_arith.evaluation.metrics import BETTER, PICTURE_METRICS
-from lcm_arith.evaluation.plan import Grid, make_grid, plain_cells
+from lcm_arith.evaluation.judging.metrics import BETTER, PICTURE_METRICS
+from lcm_arith.evaluation.judging.yardstick import cell_means
+from lcm_arith.evaluation.plans.plan import Grid, make_grid, plain_cells
 from lcm_arith.evaluation.report import csv_bytes, notes
-from lcm_arith.evaluation.stats import intervals, per_prompt
-from lcm_arith.evaluation.yardstick import cell_means
+from lcm_arith.evaluation.statistics.best import TARGETS, best_set, lower_bounds
+from lcm_arith.evaluation.statistics.comparisons import compare, holm, sign_flip
+from lcm_arith.evaluation.statistics.stats import intervals, per_prompt
 from lcm_arith.families import embedded
 
 T_23 = 2.0687  # 97.5 % point of Student's t with 23 degrees of freedom

@@ -11,7 +11,7 @@ import torch
 
 from lcm_arith.bases import Base, load_base
 from lcm_arith.condition import Condition, joined, rows
-from lcm_arith.evaluation.trajectories import Column, Drawn, draw
+from lcm_arith.evaluation.drawing.trajectories import Column, Drawn, draw
 from lcm_arith.sampling import SAMPLERS, Sampler, decode, denoise, nfe
 
 PROMPTS = ("fox", "red cat")

@@ -7,11 +7,11 @@ from grids import draw, tiny_files, tiny_grid
 
 from lcm_arith.evaluation import manifest as manifests
 from lcm_arith.evaluation.asked import confirmation
-from lcm_arith.evaluation.keys import PACKAGES, keys_of
+from lcm_arith.evaluation.drawing.keys import PACKAGES, keys_of
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.drawing.store import Store
 from lcm_arith.evaluation.manifest import How, Manifest
-from lcm_arith.evaluation.plan import Grid
-from lcm_arith.evaluation.sources import Sources
-from lcm_arith.evaluation.store import Store
+from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.upkeep import sweep
 
 

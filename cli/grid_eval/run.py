@@ -35,14 +35,14 @@ EXAMPLES = """Examples:
 AXES = (
     "guidance", "sampler", "method", "rank", "te", "style", "accel", "base", "negative", "edit",
 )  # fmt: skip
-"""lcm_arith.evaluation.axes.AXES, which imports torch."""
+"""lcm_arith.evaluation.plans.axes.AXES, which imports torch."""
 
 
 def _recipe(context: typer.Context, name: str | None) -> str | None:
     """Reads a recipe, whose options then stand in for those that are not given."""
     if name is None:
         return None
-    from lcm_arith.evaluation.recipe import read
+    from lcm_arith.evaluation.plans.recipe import read
 
     names = {
         option.removeprefix("--"): parameter.name
@@ -218,13 +218,13 @@ def command(
     """
     from lcm_arith.errors import UsageError
     from lcm_arith.evaluation.asking import Typed, parse
-    from lcm_arith.evaluation.executors.choose import choose as choose_executor
+    from lcm_arith.evaluation.drawing.executors.choose import choose as choose_executor
+    from lcm_arith.evaluation.drawing.shards import parse_shard
+    from lcm_arith.evaluation.drawing.sources import Sources
+    from lcm_arith.evaluation.judging.metrics import choose
     from lcm_arith.evaluation.manifest import How, Tools
-    from lcm_arith.evaluation.metrics import choose
-    from lcm_arith.evaluation.recipe import read
+    from lcm_arith.evaluation.plans.recipe import read
     from lcm_arith.evaluation.session import Session
-    from lcm_arith.evaluation.shards import parse_shard
-    from lcm_arith.evaluation.sources import Sources
     from lcm_arith.training.processes import found_device
 
     named = [name for name, one in (("style", style), ("accel", accel)) if one is not None]

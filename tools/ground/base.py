@@ -15,7 +15,7 @@ from lcm_arith.data.drawings import embedded_pictures
 from lcm_arith.data.prepare import prepare
 from lcm_arith.embedded import files, pictures
 from lcm_arith.evaluation.report import png_bytes
-from lcm_arith.evaluation.sheets import contact_sheet
+from lcm_arith.evaluation.showing.sheets import contact_sheet
 from lcm_arith.lcd.schedule import Schedule
 from lcm_arith.sampling import encode_prompts, sample
 from lcm_arith.training.adapter import explicit_attention

@@ -15,8 +15,8 @@ from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.pictures import concepts
 from lcm_arith.embedded.probe import load_judge, load_probe
 from lcm_arith.evaluation.grid import Result
-from lcm_arith.evaluation.rows import Row
-from lcm_arith.evaluation.stats import Interval, closed_gap, of_means, paired, ratio
+from lcm_arith.evaluation.plans.rows import Row
+from lcm_arith.evaluation.statistics.stats import Interval, closed_gap, of_means, paired, ratio
 
 Results = Mapping[tuple[str, str], Result]
 

@@ -19,9 +19,9 @@ from ground.figures import Figure, acceleration_figures, base_figures, judge_fig
 from ground.vectors import SCAN
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
-from lcm_arith.evaluation.plan import Grid, choose_prompts, make_grid, plain_cells
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.plans.plan import Grid, choose_prompts, make_grid, plain_cells
 from lcm_arith.evaluation.running import draw_grid, run_grid
-from lcm_arith.evaluation.sources import Sources
 from lcm_arith.families import embedded
 
 OPEN, CLOSE = "<!-- figures -->", "<!-- /figures -->"

@@ -18,9 +18,9 @@ import torch
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
 from lcm_arith.evaluation.grid import Result
+from lcm_arith.evaluation.plans.rows import Row
 from lcm_arith.evaluation.report import png_bytes
-from lcm_arith.evaluation.rows import Row
-from lcm_arith.evaluation.sheets import contact_sheet
+from lcm_arith.evaluation.showing.sheets import contact_sheet
 
 PASSES: Final = (8, 4, 2, 1)
 COLUMNS: Final = (

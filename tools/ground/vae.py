@@ -16,7 +16,7 @@ from torch import Tensor
 from ground.common import VARIANTS, Options, digest, drawn, levels, say, to_pixels, train
 from lcm_arith.embedded import files, pictures
 from lcm_arith.evaluation.report import png_bytes
-from lcm_arith.evaluation.sheets import contact_sheet
+from lcm_arith.evaluation.showing.sheets import contact_sheet
 from lcm_arith.sampling import fast_math
 from lcm_arith.training.loop import step_generator
 from lcm_arith.training.plan import Plan

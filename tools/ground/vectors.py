@@ -13,7 +13,7 @@ import numpy as np
 from ground.common import Bar, Options, say
 from lcm_arith.embedded import files, pictures
 from lcm_arith.embedded.probe import load_judge, load_probe
-from lcm_arith.evaluation.yardstick import Yardstick, cell_means
+from lcm_arith.evaluation.judging.yardstick import Yardstick, cell_means
 from lcm_arith.families import embedded
 from lcm_arith.make_vectors import make_acceleration, make_style
 from lcm_arith.sampling import encode_prompts, load_pipeline, sample

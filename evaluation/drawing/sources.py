@@ -1,0 +1,205 @@
+"""What the names in a grid stand for: base models, vectors, the picture sets behind them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from lcm_arith.adapters import DTYPES, facts, load
+from lcm_arith.base_files import PARTS, file_digest, folder_kind, weight_files
+from lcm_arith.bases import Base, load_base
+from lcm_arith.combination import NONE
+from lcm_arith.embedded import files, pictures
+from lcm_arith.errors import IncompatibleError
+from lcm_arith.evaluation.plans.rows import Row, style_terms
+from lcm_arith.families import Family, check_same_family, embedded, family, misfits
+from lcm_arith.headers import header
+from lcm_arith.modules import EMBEDDED
+from lcm_arith.sampling import too_long
+from lcm_arith.vector import TaskVector
+
+_PUBLISHED_LIKE = "sd"
+"""Family whose defaults hold for every base but the embedded one: they have them in common."""
+
+SMALL = 128  # px
+
+
+@dataclass(eq=False)
+class Sources:
+    """Loads each vector once, and one base at a time.
+
+    Args:
+        dtype: Number format of the base's weights.
+        device: Where it computes.
+    """
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    _vectors: dict[str, TaskVector] = field(default_factory=dict)
+    _digests: dict[str, str] = field(default_factory=dict)
+    _base: tuple[str, Base] | None = None
+
+    def vector(self, name: str) -> TaskVector:
+        """A vector by shipped or registered name, or path.
+
+        Raises:
+            NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`.
+        """
+        if name not in self._vectors:
+            self._vectors[name] = load(name)
+        return self._vectors[name]
+
+    def base(self, name: str) -> Base:
+        """A base model; the one before is let go.
+
+        Raises:
+            NotFoundError, InvalidContentError, IncompatibleError, NetworkError: As
+                :func:`lcm_arith.bases.load_base`.
+        """
+        if self._base is None or self._base[0] != name:
+            self._base = None
+            self._base = (name, self._placed(load_base(None if name == EMBEDDED else name)))
+        return self._base[1]
+
+    def _placed(self, base: Base) -> Base:
+        """Moved, in the number format; SDXL's VAE stays float32 beside float16, as in diffusers."""
+        dtype = DTYPES[self.dtype]
+        for part in PARTS[base.kind]:
+            wide = part == "vae" and base.kind == "sdxl" and dtype == torch.float16
+            wide = wide and bool(base.vae.config.force_upcast)
+            module = getattr(base.pipeline, part)
+            # diffusers' own warns of layers that it would keep in float32, even if there are none
+            torch.nn.Module.to(module, self.device, torch.float32 if wide else dtype)
+        return base
+
+    def base_digest(self, name: str) -> str:
+        """sha256 over all that a base computes with: weights, configurations, tokenizers.
+
+        Nothing is loaded for it, but a model of a hub, which has to be at hand.
+
+        Raises:
+            NotFoundError, InvalidContentError, IncompatibleError, NetworkError: As
+                :func:`lcm_arith.bases.load_base`.
+        """
+        if name not in self._digests:
+            self._digests[name] = self._base_digest(name)
+        return self._digests[name]
+
+    def _base_digest(self, name: str) -> str:
+        folder = embedded().base if name == EMBEDDED else Path(name)
+        if folder.is_file():
+            return file_digest(folder)[1]
+        if folder.is_dir():
+            return _folder_digest(folder)
+        base = self.base(name)
+        configs = [base.unet.config, base.vae.config, base.pipeline.scheduler.config]
+        told = json.dumps([base.digest, *map(dict, configs)], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def side(self, name: str) -> int:
+        """Side of a base's pictures, px; a folder's is read from its configurations."""
+        folder = embedded().base if name == EMBEDDED else Path(name)
+        if not folder.is_dir():
+            return self.base(name).size
+        unet, vae = (
+            json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+            for part in ("unet", "vae")
+        )
+        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+
+    def small(self, name: str) -> bool:
+        """Whether a base draws pictures of at most :data:`SMALL`; published ones do not."""
+        folder = embedded().base if name == EMBEDDED else Path(name)
+        return folder.is_dir() and self.side(name) <= SMALL
+
+    def too_long(self, name: str, prompts: Sequence[str]) -> list[str]:
+        """Prompts of which a base's text encoder reads only the beginning."""
+        folder = embedded().base if name == EMBEDDED else Path(name)
+        if not folder.is_dir():
+            return too_long(self.base(name).pipeline.tokenizer, prompts)
+        from transformers import CLIPTokenizer
+
+        return too_long(CLIPTokenizer.from_pretrained(folder / "tokenizer"), prompts)
+
+    def vector_digest(self, name: str) -> str:
+        """sha256 of a vector's file; of a sum in memory, over its weights and files.
+
+        Raises:
+            NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`.
+        """
+        terms = [[repr(w), source.origin["sha256"]] for w, source in self.vector(name).terms]
+        if [weight for weight, _ in terms] == ["1.0"]:
+            return str(terms[0][1])
+        return hashlib.sha256(json.dumps(terms).encode()).hexdigest()
+
+    def family(self, base: str) -> Family:
+        """Defaults of a base's family."""
+        return embedded() if base == EMBEDDED else family(_PUBLISHED_LIKE)
+
+    def grid_points(self, names: Iterable[str]) -> int | None:
+        """K that vectors were distilled on, where the files of those that say it agree.
+
+        Raises:
+            InvalidContentError: If a file says what is no number.
+        """
+        headers = (header(name, self.vector(name)) for name in names)
+        said = {each["grid_points"] for each in headers if "grid_points" in each}
+        return said.pop() if len(said) == 1 else None
+
+    def style_set(self, style: str) -> str | None:
+        """The shipped picture set that a style of one vector was trained on, if it says so."""
+        terms = style_terms(style)
+        if len(terms) != 1:
+            return None
+        own = facts(self.vector(terms[0].name)).get("style")
+        return own if isinstance(own, str) and own in pictures.sets() else None
+
+    def check(self, rows: Iterable[Row]) -> None:
+        """Raises unless every vector can be read and fits its base; no base is loaded for that.
+
+        Raises:
+            NotFoundError, InvalidContentError: If a vector cannot be used.
+            IncompatibleError: If one does not fit another, or its base.
+        """
+        pairs = dict.fromkeys((row.context.base, row.context.style, row.accel) for row in rows)
+        for base, style, accel in pairs:
+            names = [term.name for term in style_terms(style)]
+            names += [accel] if accel != NONE else []
+            named = {name: self.vector(name) for name in names}
+            check_same_family(named)
+            if accel != NONE:
+                header(accel, named[accel])
+            for name, tau in named.items():
+                _check_fits(base, name, tau)
+
+
+def _folder_digest(folder: Path) -> str:
+    """Over the files of a diffusers folder that its pipeline reads; others may lie beside them."""
+    read = {p for part in PARTS[folder_kind(folder)] for p in weight_files(folder / part)}
+    index = folder / "model_index.json"
+    told = json.loads(index.read_text(encoding="utf-8"))
+    parts = [name for name, made in told.items() if isinstance(made, list) and any(made)]
+    read |= {
+        p for part in parts for end in ("json", "txt") for p in (folder / part).glob(f"*.{end}")
+    }
+    listed = {
+        path.relative_to(folder).as_posix(): files.sha256(path) for path in sorted({index, *read})
+    }
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+
+
+def _check_fits(base: str, name: str, tau: TaskVector) -> None:
+    """By the headers of a folder's files; other bases tell when they are loaded."""
+    folder = embedded().base if base == EMBEDDED else Path(base)
+    wrong = misfits(tau, folder) if folder.is_dir() else []
+    if wrong:
+        raise IncompatibleError(
+            f"{name}: does not fit the base model {base}: {len(wrong)} of {len(tau)} modules, "
+            f"{wrong[0]} of shape {list(tau.shape_of(wrong[0]))} for one",
+            hint="it was made for another architecture; use a base model of its family",
+        )

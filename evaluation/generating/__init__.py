@@ -1,0 +1,1 @@
+"""``lcm-arith generate``: pictures of prompts, without a store."""

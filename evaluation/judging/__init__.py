@@ -1,0 +1,1 @@
+"""What the stored pictures are worth: metrics, the networks behind them, references."""

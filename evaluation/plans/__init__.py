@@ -1,0 +1,1 @@
+"""What a grid draws: rows, λ, axes, prompts and seeds, recipes."""

@@ -1,0 +1,1 @@
+"""Tables as people look at them: charts, sheets and the page."""

@@ -47,6 +47,7 @@ from lcm_arith.elementwise import SPACES, How
 from lcm_arith.errors import LcmArithError
 from lcm_arith.formats import writers
 from lcm_arith.methods import METHODS
+from lcm_arith.saving import save
 from lcm_arith.stack import Stack
 from lcm_arith.tall import Tall
 from lcm_arith.vector import TaskVector
@@ -102,7 +103,7 @@ def sum_error(case: Case, tau: TaskVector, path: Path, form: str, base: Path) ->
     """Largest error over its bound of a written sum; None where writing it is refused."""
     path.unlink(missing_ok=True)
     try:
-        adapters.save(tau, path, form=form)
+        save(tau, path, form=form)
     except LcmArithError:
         return math.inf if path.exists() else None
     back = adapters.load(path, base)
@@ -151,7 +152,7 @@ def peers(folder: Path) -> Section:
 def written(tau: TaskVector, folder: Path) -> dict[str, Tensor]:
     """Module → what the file of a vector means, float64 and dense."""
     path = folder / "written.safetensors"
-    adapters.save(tau, path, force=True)
+    save(tau, path, force=True)
     return meaning(path, "diffusers", {module: tuple(tau.shape_of(module)) for module in tau})
 
 
@@ -218,7 +219,7 @@ def equal_bytes(name: str, names: Sequence[str], how: How | None, folder: Path) 
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(threads)
         tau = combined(names, LAMBDAS, method=name, how=how)
-        digests.add(adapters.save(tau, folder / "bytes.safetensors", force=True))
+        digests.add(save(tau, folder / "bytes.safetensors", force=True))
     os.sched_setaffinity(0, ONE_CORE)
     torch.set_num_threads(1)
     return len(digests) == 1

@@ -58,8 +58,8 @@ def make_files(folder: Path) -> tuple[Path, Path]:
     """Two adapters whose singular values fall, 100 to 1."""
     import torch
 
-    from lcm_arith.adapters import save
     from lcm_arith.delta import LowRankDelta
+    from lcm_arith.saving import save
     from lcm_arith.vector import Source, TaskVector
 
     paths = folder / "one.safetensors", folder / "two.safetensors"
@@ -85,6 +85,7 @@ def job(name: str, one: str, two: str, out: str) -> None:
     from lcm_arith import adapters
     from lcm_arith.budgets import Budget
     from lcm_arith.combination import combine_terms
+    from lcm_arith.saving import save
     from lcm_arith.sweep import Sweep
     from lcm_arith.weights import Term, Weights, decimal
 
@@ -98,12 +99,12 @@ def job(name: str, one: str, two: str, out: str) -> None:
     ]
     rank = Budget("rank", RANK)
     if name == "combine":
-        adapters.save(combine_terms(terms), out, dtype=torch.float16, force=True)
+        save(combine_terms(terms), out, dtype=torch.float16, force=True)
     elif name == "reproject":
-        adapters.save(combine_terms(terms, budget=rank), out, dtype=torch.float16, force=True)
+        save(combine_terms(terms, budget=rank), out, dtype=torch.float16, force=True)
     elif name == "tsv-m":
         tau = combine_terms(terms, method="tsv-m", budget=rank)
-        adapters.save(tau, out, dtype=torch.float16, force=True)
+        save(tau, out, dtype=torch.float16, force=True)
     elif name == "loop":
         loop(one, two, out)
     elif name == "spectra":

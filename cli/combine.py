@@ -100,11 +100,12 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Write Σ λ·τ as one adapter file; by default λ1·τ_style + λ2·τ_LCM (arXiv:2311.05556)."""
-    from lcm_arith.adapters import check_output, is_dora
+    from lcm_arith.adapters import is_dora
     from lcm_arith.combination import NONE, combine_terms, distance_to_sum
     from lcm_arith.elementwise import How
     from lcm_arith.formats.writers import dit_spelling
     from lcm_arith.headers import kept
+    from lcm_arith.saving import check_output
 
     given = read_terms(terms or [], l1, l2)
     options.check_base(base, (is_dora(term.name) for term in given if term.name != NONE))

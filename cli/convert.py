@@ -44,9 +44,10 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Write an adapter in another format: the same updates, whatever their ranks."""
-    from lcm_arith.adapters import check_output, load
+    from lcm_arith.adapters import load
     from lcm_arith.formats.container import refuse_existing_folder
     from lcm_arith.formats.peft_folder import CONFIG
+    from lcm_arith.saving import check_output
 
     with naming.output(out, name, "converted.safetensors") as to:
         if form is options.FormatName.peft and not to.path.suffix:

@@ -49,9 +49,9 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Write the difference of two models as an adapter: randomized SVD of W' − W."""
-    from lcm_arith.adapters import check_output
     from lcm_arith.checkpoints import extract, residual_of
     from lcm_arith.embedded import files
+    from lcm_arith.saving import check_output
 
     with naming.output(out, name, "extracted.safetensors") as to:
         check_output(to.path, force=force)

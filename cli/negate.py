@@ -32,7 +32,8 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Write −τ of an adapter (the sign on the up factors alone)."""
-    from lcm_arith.adapters import check_output, load
+    from lcm_arith.adapters import load
+    from lcm_arith.saving import check_output
 
     with naming.output(out, name, "negated.safetensors") as to:
         check_output(to.path, force=force)

@@ -151,9 +151,9 @@ def budget(dtype: str, **asked: float | None) -> Budget | None:
     Raises:
         UsageError: If there are two.
     """
-    from lcm_arith.adapters import DTYPES
     from lcm_arith.budgets import Budget
     from lcm_arith.errors import UsageError
+    from lcm_arith.formats.container import DTYPES
 
     given = {kind: value for kind, value in asked.items() if value is not None}
     if len(given) > 1:

@@ -180,11 +180,12 @@ def write_vector(
     form: str = "diffusers",
 ) -> dict[str, Any]:
     """Saves a vector; what was written, JSON-ready."""
-    from lcm_arith.adapters import DTYPES, fitted, save, save_folder
+    from lcm_arith.formats.container import DTYPES
     from lcm_arith.formats.writers import dit_spelling
     from lcm_arith.modules import is_vector
     from lcm_arith.projection import retained_energy
     from lcm_arith.respelling import respelled
+    from lcm_arith.saving import fitted, save, save_folder
 
     tau = fitted(tau, dtype=DTYPES[dtype], about=about, form=form)
     if form == "peft" and not out.suffix:

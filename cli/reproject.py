@@ -50,10 +50,11 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Re-project an adapter by SVD to a rank, an energy, an error or a size; 0.99 without."""
-    from lcm_arith.adapters import check_output, load
+    from lcm_arith.adapters import load
     from lcm_arith.formats.writers import dit_spelling
     from lcm_arith.projection import reproject
     from lcm_arith.respelling import respelled
+    from lcm_arith.saving import check_output
 
     asked = {"rank": rank, "energy": energy, "max_error": max_error, "size": size}
     asked |= {"sv_ratio": sv_ratio, "sv_fro": sv_fro, "sv_cumulative": sv_cumulative}

@@ -7,7 +7,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
-from lcm_arith.adapters import save
 from lcm_arith.combination import combine
 from lcm_arith.embedded import files
 from lcm_arith.evaluation.drawing.sources import Sources
@@ -19,6 +18,7 @@ from lcm_arith.evaluation.report import png_bytes, verdict, write_report
 from lcm_arith.evaluation.running import run_grid
 from lcm_arith.evaluation.showing.sheets import contact_sheet
 from lcm_arith.formats.container import write_bytes
+from lcm_arith.saving import save
 
 L1: Final = (Decimal("0.6"), Decimal("0.8"), Decimal("1"))
 L2: Final = (Decimal("0.8"), Decimal("1"))

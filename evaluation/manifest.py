@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from lcm_arith.adapters import DTYPES
 from lcm_arith.errors import InvalidContentError, NotFoundError
 from lcm_arith.evaluation.asked import Asked, Margin, Search, Searched
 from lcm_arith.evaluation.drawing.keys import PACKAGES, Keys
@@ -21,7 +20,7 @@ from lcm_arith.evaluation.judging.metrics import METRICS, PICTURE_METRICS
 from lcm_arith.evaluation.plans.plan import Grid, as_json, digest, from_json
 from lcm_arith.evaluation.plans.rows import keys, of_keys
 from lcm_arith.evaluation.statistics.stats import RESAMPLES
-from lcm_arith.formats.container import write_bytes
+from lcm_arith.formats.container import DTYPES, write_bytes
 
 NAME: Final = "manifest.json"
 OTHER: Final = "manifest-{}.json"

@@ -14,11 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lcm_arith.adapters import load, save
+    from lcm_arith.adapters import load
     from lcm_arith.delta import LowRankDelta
     from lcm_arith.errors import LcmArithError
     from lcm_arith.fuse import LiveWeights
     from lcm_arith.projection import reproject
+    from lcm_arith.saving import save
     from lcm_arith.vector import TaskVector
 
 __all__ = [
@@ -37,7 +38,7 @@ _HOME = {
     "TaskVector": "vector",
     "load": "adapters",
     "reproject": "projection",
-    "save": "adapters",
+    "save": "saving",
 }
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcm_arith.adapters import OWN_METADATA, provenance
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.elementwise import generator, leading_of
 from lcm_arith.errors import (
@@ -28,11 +27,13 @@ from lcm_arith.errors import (
     UsageError,
 )
 from lcm_arith.formats import container
+from lcm_arith.formats.container import OWN_METADATA
 from lcm_arith.formats.kinds import full_difference
 from lcm_arith.formats.layouts import Model, Place
 from lcm_arith.formats.preflight import finite
 from lcm_arith.modules import GAIN, fits, is_vector
 from lcm_arith.pool import ahead, one_thread
+from lcm_arith.saving import provenance
 from lcm_arith.vector import Deltas, Lazy, Source, TaskVector
 
 Updates = Mapping[tuple[str, str], Sequence[tuple[str, Place]]]

@@ -10,12 +10,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lcm_arith.adapters import DTYPES, check_output, load, provenance, save
+from lcm_arith.adapters import load
 from lcm_arith.bases import load_base
 from lcm_arith.condition import Condition, chosen
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import IncompatibleError, NotFoundError, UsageError
+from lcm_arith.formats.container import DTYPES
 from lcm_arith.proof import prove_loads
+from lcm_arith.saving import check_output, provenance, save
 from lcm_arith.training.adapter import ACCEL, adapter_vector, add_adapter, trained_layers
 from lcm_arith.training.denoising import Denoising, Read, denoising
 from lcm_arith.training.distillation import Distillation, distillation

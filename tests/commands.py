@@ -9,9 +9,9 @@ from typing import Any
 from support import random_vector
 from typer.testing import CliRunner
 
-from lcm_arith.adapters import save
 from lcm_arith.cli.main import app
 from lcm_arith.errors import LcmArithError
+from lcm_arith.saving import save
 
 
 def run(*arguments: str) -> Any:

@@ -18,7 +18,6 @@ from servers import Server, postgres
 from stores import adapters
 from tiny import tiny
 
-from lcm_arith.adapters import save
 from lcm_arith.combination import combine_terms
 from lcm_arith.families import embedded
 from lcm_arith.formats import pickle_child, pickles
@@ -27,6 +26,7 @@ from lcm_arith.registry import adding, database
 from lcm_arith.registry.downloads import http
 from lcm_arith.registry.store import Registry
 from lcm_arith.sampling import load_pipeline
+from lcm_arith.saving import save
 from lcm_arith.vector import TaskVector
 from lcm_arith.weights import parse_term
 

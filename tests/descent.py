@@ -10,13 +10,13 @@ import torch
 from faults import Tally, timed
 from stores import adapters, lite
 
-from lcm_arith.adapters import save
 from lcm_arith.budgets import Budget
 from lcm_arith.combination import combine_terms
 from lcm_arith.elementwise import SPACES, How
 from lcm_arith.methods import METHODS
 from lcm_arith.registry import adding, rebuilding
 from lcm_arith.registry.store import Registry
+from lcm_arith.saving import save
 from lcm_arith.weights import parse_term
 
 _WEIGHTS: Final = ("0.8", "1", "-0.35", "1.25", "0.5,mid=0.25", "-0.1,down.0=1")

@@ -14,13 +14,13 @@ from typing import Any, Final
 from support import random_vector
 from tiny import pipeline, tiny
 
-from lcm_arith.adapters import save
 from lcm_arith.evaluation.drawing.sources import Sources
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.measuring import Measuring, OnStage, measured
 from lcm_arith.evaluation.plans.plan import Grid, make_grid, plain_cells
 from lcm_arith.evaluation.report import csv_bytes
 from lcm_arith.evaluation.running import Drawn, draw_grid
+from lcm_arith.saving import save
 
 TIMING = ["seconds_per_image"]
 ENDS = ("to_q.weight", "to_v.weight", "conv1.weight")

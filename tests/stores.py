@@ -14,10 +14,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 from support import random_vector
 
-from lcm_arith.adapters import save
 from lcm_arith.registry import adding, archive, database, editing, shipped, upkeep
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
+from lcm_arith.saving import save
 
 SMALL: Final = {
     "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k": (192, 128),

@@ -12,13 +12,13 @@ from support import whole_adapter
 from torch import Tensor
 
 from lcm_arith import methods, projection
-from lcm_arith.adapters import save
 from lcm_arith.budgets import BUDGETS, Budget
 from lcm_arith.combination import combine_terms
 from lcm_arith.decomposition import Factored
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import UsageError
 from lcm_arith.projection import reproject, retained_energy, spectrum
+from lcm_arith.saving import save
 from lcm_arith.vector import Source, TaskVector
 from lcm_arith.weights import parse_term
 

@@ -9,13 +9,14 @@ import torch
 from commands import fails, run
 from safetensors.torch import load_file, save_file
 
-from lcm_arith.adapters import load, save
+from lcm_arith.adapters import load
 from lcm_arith.checkpoints import extract, fuse, residual_of
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.embedded import files
 from lcm_arith.errors import IncompatibleError, InvalidContentError, NotFoundError
 from lcm_arith.formats.layouts import Model
 from lcm_arith.sampling import load_pipeline
+from lcm_arith.saving import save
 from lcm_arith.vector import Source, TaskVector
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -13,10 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import random_vector
 
-from lcm_arith.adapters import load, save
+from lcm_arith.adapters import load
 from lcm_arith.cli.main import main
 from lcm_arith.errors import NotFoundError
 from lcm_arith.evaluation import demo
+from lcm_arith.saving import save
 
 FAST = ["--prompts", "1", "--seeds", "1", "--steps", "1", "--l1", "1", "--l2", "1"]
 
@@ -181,8 +182,8 @@ def test_names_with_brackets_and_empty_names_are_taken_as_they_are(tmp_cwd: Path
 
 
 def test_choices_on_the_command_line_are_the_librarys_tables() -> None:
-    from lcm_arith.adapters import DTYPES
     from lcm_arith.cli.options import DtypeName, SamplerName
+    from lcm_arith.formats.container import DTYPES
     from lcm_arith.sampling import SAMPLERS
 
     assert [name.value for name in SamplerName] == list(SAMPLERS)

@@ -10,9 +10,10 @@ from commands import fails, run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lcm_arith.adapters import load, save
+from lcm_arith.adapters import load
 from lcm_arith.analysis import distance
 from lcm_arith.embedded import files
+from lcm_arith.saving import save
 from lcm_arith.vector import Source, TaskVector
 
 

@@ -21,9 +21,10 @@ from test_docs import ROOT, shell_commands
 from tiny import pipeline, single_file
 
 from lcm_arith import durable, make_vectors
-from lcm_arith.adapters import facts, load, save
+from lcm_arith.adapters import facts, load
 from lcm_arith.bases import load_base
 from lcm_arith.modules import with_text_model
+from lcm_arith.saving import save
 from lcm_arith.training.request import Watching
 
 SHORT = ("--steps", "2", "--batch", "2", "--rank", "2", "--validate-every", "0")

@@ -11,7 +11,7 @@ from commands import fails, run
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
-from lcm_arith.adapters import load, save
+from lcm_arith.adapters import load
 from lcm_arith.checkpoints import fuse
 from lcm_arith.combination import combine_terms
 from lcm_arith.dora import as_dora
@@ -19,6 +19,7 @@ from lcm_arith.embedded import files
 from lcm_arith.errors import IncompatibleError, InvalidContentError
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.sampling import load_pipeline
+from lcm_arith.saving import save
 from lcm_arith.weights import parse_term
 
 # Linear, conv 3×3, conv 1×1.

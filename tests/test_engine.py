@@ -15,7 +15,7 @@ import torch
 from support import random_vector
 from tiny import pipeline as tiny_pipeline
 
-from lcm_arith.adapters import load, save
+from lcm_arith.adapters import load
 from lcm_arith.bases import load_base
 from lcm_arith.budgets import Budget
 from lcm_arith.combination import combine_terms
@@ -30,6 +30,7 @@ from lcm_arith.evaluation.drawing.store import Store
 from lcm_arith.evaluation.plans.rows import Context, Item, Mix, Row
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.sampling import decode, denoise, rounded
+from lcm_arith.saving import save
 from lcm_arith.weights import parse_term
 
 PROMPTS = ("fox", "red cat", "cat")

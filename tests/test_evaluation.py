@@ -395,10 +395,11 @@ def test_a_cut_grid_resumes_and_ends_with_the_same_tables(
 
 def test_a_cell_is_what_its_file_draws(finished: tuple[Path, Result], tmp_path: Path) -> None:
     """The grid's pictures come from rebuilt weights; the saved sum must give the same ones."""
-    from lcm_arith.adapters import load, save
+    from lcm_arith.adapters import load
     from lcm_arith.combination import combine
     from lcm_arith.fuse import LiveWeights
     from lcm_arith.sampling import encode_prompts, load_pipeline, sample
+    from lcm_arith.saving import save
 
     _, result = finished
     cell = next(r for r in result.rows if r.role == "cell" and r.l1 == 1 and r.steps == 2)

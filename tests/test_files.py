@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import MODULES, dense, random_vector
 
-from lcm_arith.adapters import facts, load, save
+from lcm_arith.adapters import facts, load
 from lcm_arith.combination import combine
 from lcm_arith.errors import (
     IncompatibleError,
@@ -26,6 +26,7 @@ from lcm_arith.errors import (
 from lcm_arith.formats import container, dialects, writers
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.projection import reproject
+from lcm_arith.saving import save
 from lcm_arith.vector import TaskVector
 
 

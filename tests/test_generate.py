@@ -13,7 +13,7 @@ from commands import fails, run
 from PIL import Image
 from support import random_vector
 
-from lcm_arith.adapters import load, save
+from lcm_arith.adapters import load
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.evaluation.drawing.engine import Engine
 from lcm_arith.evaluation.drawing.keys import keys_of
@@ -24,6 +24,7 @@ from lcm_arith.evaluation.generating.pictures import make_pixels
 from lcm_arith.evaluation.generating.wishes import Wish, header_notes
 from lcm_arith.evaluation.plans.axes import make_cells
 from lcm_arith.fuse import LiveWeights
+from lcm_arith.saving import save
 from lcm_arith.vector import TaskVector
 
 PROMPTS = ("red fox", "cat")

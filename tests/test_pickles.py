@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lcm_arith.adapters import load, provenance
+from lcm_arith.adapters import load
 from lcm_arith.errors import (
     InvalidContentError,
     LcmArithError,
@@ -34,6 +34,7 @@ from lcm_arith.errors import (
     UsageError,
 )
 from lcm_arith.formats import pickle_child, pickles
+from lcm_arith.saving import provenance
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SHARED: Final = ROOT.parent / "shared" / "adapters"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from support import random_vector
 from torch import Tensor
 
-from lcm_arith.adapters import load, save
+from lcm_arith.adapters import load
 from lcm_arith.bases import Base, load_base
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.embedded import files
@@ -20,6 +20,7 @@ from lcm_arith.fuse import LiveWeights
 from lcm_arith.modules import with_text_model
 from lcm_arith.network import network
 from lcm_arith.proof import prove_loads, without_weights
+from lcm_arith.saving import save
 from lcm_arith.targets import LCM_TARGETS
 from lcm_arith.vector import Source, TaskVector
 

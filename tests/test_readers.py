@@ -20,7 +20,7 @@ from support import relative_error, whole_adapter
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lcm_arith.adapters import load, save
+from lcm_arith.adapters import load
 from lcm_arith.architectures import meta_parts
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.embedded import files
@@ -30,6 +30,7 @@ from lcm_arith.formats.diffusers import ADAPTER_METADATA
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.modules import ending, kohya_name, with_text_model
 from lcm_arith.sampling import load_pipeline
+from lcm_arith.saving import save
 from lcm_arith.targets import LCM_TARGETS
 from lcm_arith.vector import Source, TaskVector
 

@@ -12,7 +12,6 @@ from support import random_vector
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from lcm_arith.adapters import save
 from lcm_arith.cli import grid_eval
 from lcm_arith.cli.main import app
 from lcm_arith.errors import InvalidContentError
@@ -21,6 +20,7 @@ from lcm_arith.evaluation.plans.axes import AXES
 from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.plans.recipe import FOLDER, names, read
 from lcm_arith.evaluation.plans.rows import Row
+from lcm_arith.saving import save
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {

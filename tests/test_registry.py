@@ -14,7 +14,7 @@ import pytest
 from stores import SMALL, names, problems
 from support import random_vector
 
-from lcm_arith.adapters import load, save
+from lcm_arith.adapters import load
 from lcm_arith.embedded.files import sha256 as file_sha256
 from lcm_arith.errors import (
     InvalidContentError,
@@ -28,6 +28,7 @@ from lcm_arith.registry import adding, comparing, editing, lineage
 from lcm_arith.registry.names import RESERVED, check_name, name_of
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
+from lcm_arith.saving import save
 
 # Adding and finding.
 

@@ -29,7 +29,7 @@ from support import random_vector
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from lcm_arith.adapters import load, save, save_folder
+from lcm_arith.adapters import load
 from lcm_arith.cli.main import app, main
 from lcm_arith.embedded import files
 from lcm_arith.errors import LcmArithError
@@ -37,6 +37,7 @@ from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.registry import adding, objects, shipped
 from lcm_arith.registry.states import State
 from lcm_arith.registry.store import Registry
+from lcm_arith.saving import save, save_folder
 from lcm_arith.text import clean_lines
 
 SESSION = Path(__file__).with_name("registry_session.txt")

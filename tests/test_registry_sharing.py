@@ -13,7 +13,7 @@ import yaml
 from fake_hub import FakeHub, point_at
 from safetensors.torch import save_file
 
-from lcm_arith.adapters import load, save, save_folder
+from lcm_arith.adapters import load
 from lcm_arith.analysis import distance
 from lcm_arith.combination import combine_terms
 from lcm_arith.embedded import files
@@ -23,6 +23,7 @@ from lcm_arith.registry.downloads import parse_source
 from lcm_arith.registry.fetching import add_from
 from lcm_arith.registry.remotes import open_remote
 from lcm_arith.registry.store import Registry
+from lcm_arith.saving import save, save_folder
 from lcm_arith.weights import parse_term
 
 

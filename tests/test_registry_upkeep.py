@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from stores import names, problems
 
-from lcm_arith.adapters import load, locate, save_folder
+from lcm_arith.adapters import load, locate
 from lcm_arith.analysis import distance
 from lcm_arith.embedded import files as vectors
 from lcm_arith.errors import (
@@ -22,6 +22,7 @@ from lcm_arith.errors import (
 )
 from lcm_arith.registry import adding, archive, editing, rebuilding, upkeep
 from lcm_arith.registry.store import Registry
+from lcm_arith.saving import save_folder
 
 DAYS = 86400.0
 

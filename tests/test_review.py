@@ -16,7 +16,7 @@ from test_cli_arithmetic import gap
 from test_dora import TARGETS, trained
 
 from lcm_arith import adapters, dit, rounding
-from lcm_arith.adapters import load, save
+from lcm_arith.adapters import load
 from lcm_arith.analysis import distance
 from lcm_arith.checkpoints import extract
 from lcm_arith.combination import combine_terms
@@ -25,13 +25,14 @@ from lcm_arith.dora import as_dora, decomposed
 from lcm_arith.embedded import files
 from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.formats.layouts import Model
-from lcm_arith.formats.preflight import SafeFile
+from lcm_arith.formats.preflight import KEPT, SafeFile
 from lcm_arith.formats.writers import dit_spelling
 from lcm_arith.fuse import LiveWeights
 from lcm_arith.methods import combined
 from lcm_arith.projection import reproject, retained_energy
 from lcm_arith.respelling import respelled
 from lcm_arith.sampling import load_pipeline
+from lcm_arith.saving import save
 from lcm_arith.vector import Source, TaskVector
 from lcm_arith.weights import parse_term
 
@@ -267,7 +268,7 @@ def test_a_doras_weights_are_normed_twice_at_most(
 
     monkeypatch.setattr("lcm_arith.formats.dialects.decomposed", counted)
     times = {}
-    for kept in (adapters.KEPT, 0):  # in memory; read when asked for
+    for kept in (KEPT, 0):  # in memory; read when asked for
         monkeypatch.setattr(adapters, "KEPT", kept)
         tau = load(tmp_path / "d.safetensors")
         save(tau, tmp_path / f"{kept}.safetensors")

@@ -16,11 +16,12 @@ from support import random_vector
 from test_adapter import CPU, PLAN, SCHEDULE, lesson_of, one_base, shapes_of, unet_of
 from torch import Tensor, nn
 
-from lcm_arith.adapters import facts, load, save
+from lcm_arith.adapters import facts, load
 from lcm_arith.bases import load_base
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import NotFoundError, UsageError, VerificationError
 from lcm_arith.make_vectors import make_acceleration, make_style
+from lcm_arith.saving import save
 from lcm_arith.targets import LCM_TARGETS
 from lcm_arith.training.distillation import Distillation, distillation
 from lcm_arith.training.loop import Run, fit

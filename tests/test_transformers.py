@@ -16,7 +16,7 @@ from test_readers import check_peft, without_weights
 from torch import Tensor
 
 from lcm_arith import dit
-from lcm_arith.adapters import family_of, load, save
+from lcm_arith.adapters import family_of, load
 from lcm_arith.delta import LowRankDelta
 from lcm_arith.errors import IncompatibleError, InvalidContentError, UsageError
 from lcm_arith.formats import dialects, writers
@@ -24,6 +24,7 @@ from lcm_arith.formats.keys import split
 from lcm_arith.modules import candidates
 from lcm_arith.projection import reproject
 from lcm_arith.respelling import respelled
+from lcm_arith.saving import save
 from lcm_arith.vector import Source, TaskVector
 
 # As diffusers' published configurations; in the order of dit.layers.

@@ -20,10 +20,10 @@ from stores import SMALL, Stores, adapters, lite, names
 from support import random_vector
 from tracer import Call, traced
 
-from lcm_arith.adapters import save
 from lcm_arith.errors import LcmArithError, StorageError
 from lcm_arith.registry import adding, editing, upkeep
 from lcm_arith.registry.store import Registry
+from lcm_arith.saving import save
 
 NOBODY: Final = 65534
 _PAGE: Final = 4096  # bytes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lcm_arith.adapters import DTYPES, facts, load
+from lcm_arith.adapters import facts, load
 from lcm_arith.base_files import PARTS, file_digest, folder_kind, weight_files
 from lcm_arith.bases import Base, load_base
 from lcm_arith.combination import NONE
@@ -18,6 +18,7 @@ from lcm_arith.embedded import files, pictures
 from lcm_arith.errors import IncompatibleError
 from lcm_arith.evaluation.plans.rows import Row, style_terms
 from lcm_arith.families import Family, check_same_family, embedded, family, misfits
+from lcm_arith.formats.container import DTYPES
 from lcm_arith.headers import header
 from lcm_arith.modules import EMBEDDED
 from lcm_arith.sampling import too_long

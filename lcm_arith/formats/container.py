@@ -29,6 +29,8 @@ from lcm_arith.errors import (
 )
 from lcm_arith.formats.preflight import CHECKPOINT_DTYPES, SafeFile, memory
 
+OWN_METADATA: Final = "lcm_arith"
+DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DTYPE_NAMES: Final = {dtype: name for name, dtype in CHECKPOINT_DTYPES.items()}
 
 

@@ -43,6 +43,7 @@ CHECKPOINT_DTYPES: Final = {
 MOST_HEADER: Final = 8 * 2**20  # bytes; kohya's with tag lists and thumbnails are below 2 MiB
 MOST_TENSORS: Final = 20_000
 MOST_FILE: Final = 32 * 2**30  # bytes; a full SDXL in float32 is 14 GiB
+KEPT: Final = 64 * 2**20  # bytes; a file up to this size may be held in memory
 MOST_NAME: Final = 512  # bytes
 MOST_AXES: Final = 5
 _LENGTH: Final = 8  # bytes of the header's length

@@ -141,7 +141,8 @@ def _copied(
     if not converted:
         objects.copy(path, part)
         return None
-    from lcm_arith.adapters import load, save
+    from lcm_arith.adapters import load
+    from lcm_arith.saving import save
 
     tau = load(path, base, allow_pickle=allow_pickle)
     save(tau, part)

@@ -13,13 +13,12 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from lcm_arith.adapters import KEPT, OWN_METADATA
 from lcm_arith.analysis import inner, shares
 from lcm_arith.errors import InvalidContentError
 from lcm_arith.formats import dialects
-from lcm_arith.formats.container import tensors_digest
+from lcm_arith.formats.container import OWN_METADATA, tensors_digest
 from lcm_arith.formats.keys import dialect
-from lcm_arith.formats.preflight import SafeFile
+from lcm_arith.formats.preflight import KEPT, SafeFile
 from lcm_arith.modules import candidates, is_vector
 from lcm_arith.pool import ahead
 from lcm_arith.registry.facts import Facts, from_header, merge

@@ -114,7 +114,9 @@ def export(
 
 
 def _write(found: Found, path: Path, *, form: str, dtype: str | None, base: Path | None) -> None:
-    from lcm_arith.adapters import DTYPES, load, save
+    from lcm_arith.adapters import load
+    from lcm_arith.formats.container import DTYPES
+    from lcm_arith.saving import save
 
     stored = [name for name in found.record.dtypes if name in DTYPES]
     kept = dtype or ("float32" if "float32" in stored or not stored else stored[0])

@@ -10,20 +10,21 @@ from typing import Any, Final
 import torch
 
 from lcm_arith import methods
-from lcm_arith.adapters import DTYPES, OWN_METADATA, check_address, family_of, load, save
+from lcm_arith.adapters import check_address, family_of, load
 from lcm_arith.budgets import BUDGETS, Budget
 from lcm_arith.combination import by_method
 from lcm_arith.dora import as_dora
 from lcm_arith.elementwise import How
 from lcm_arith.errors import InvalidContentError, NotFoundError, UsageError
 from lcm_arith.formats import writers
-from lcm_arith.formats.container import tensors_digest
+from lcm_arith.formats.container import DTYPES, OWN_METADATA, tensors_digest
 from lcm_arith.formats.preflight import SafeFile
 from lcm_arith.projection import reproject
 from lcm_arith.registry import shipped
 from lcm_arith.registry.lineage import MOST_LEVELS
 from lcm_arith.registry.store import Found, Registry
 from lcm_arith.respelling import respelled
+from lcm_arith.saving import save
 from lcm_arith.vector import TaskVector
 from lcm_arith.weights import parse_term, weigh
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lcm_arith.adapters import provenance
 from lcm_arith.condition import Condition
+from lcm_arith.saving import provenance
 from lcm_arith.training.checkpoint import Checkpoint
 from lcm_arith.training.ground import Ground
 from lcm_arith.training.lesson import Lesson

@@ -3,7 +3,7 @@
     python benchmarks/grid_search.py
 
 Planted grids of 24 prompts × 4 seeds (``tests/planted.py``). Three sections at once, about
-10 CPU minutes in all.
+23 CPU minutes in all.
 Writes ``benchmarks/results/grid_search.md``, which begins with the goals that were missed.
 """
 

@@ -60,6 +60,13 @@ def print_json(values: dict[str, Any]) -> None:
 
 
 @contextmanager
+def reading() -> Iterator[None]:
+    """Says that libraries and files are read, which takes seconds; on a terminal, and no longer."""
+    with stderr.status("reading"):
+        yield
+
+
+@contextmanager
 def progress(*, shown: bool = True) -> Iterator[Progress]:
     """A progress bar on stderr with counts, elapsed time and ETA."""
     columns = (

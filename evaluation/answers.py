@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from lcm_arith.evaluation import grid
 from lcm_arith.evaluation.asked import Searched
 from lcm_arith.evaluation.findings import Answer, Findings, with_findings
 from lcm_arith.evaluation.grid import Result
@@ -17,6 +18,7 @@ from lcm_arith.evaluation.statistics.comparisons import SURE
 from lcm_arith.modules import EMBEDDED
 
 _NAMED: Final = 6  # cells that a sentence names
+_LAMBDAS: Final = ("l1", "l2", "te")
 
 
 def named(row: Row) -> str:
@@ -168,11 +170,17 @@ def _best_json(found: Findings) -> dict[str, Any]:
 
 
 def _keys(row: Row) -> dict[str, Any]:
-    return {"l1": str(row.l1), "l2": str(row.l2), "steps": row.steps}
+    return _with_numbers(grid.named(row))
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """A table's lines, JSON-ready: None where a value is not defined, or infinite."""
     table = table.replace([np.inf, -np.inf], np.nan)
     plain = table.astype(object).where(table.notna(), None)
-    return [dict(zip(plain.columns, line, strict=True)) for line in plain.to_numpy().tolist()]
+    lines = plain.to_numpy().tolist()
+    return [_with_numbers(dict(zip(plain.columns, line, strict=True))) for line in lines]
+
+
+def _with_numbers(line: dict[str, Any]) -> dict[str, Any]:
+    """λ as numbers, as in the CSV; the manifest has decimal strings."""
+    return {**line, **{n: float(line[n]) for n in _LAMBDAS if line.get(n) is not None}}

@@ -14,7 +14,7 @@ import pandas as pd
 from lcm_arith.embedded.probe import load_probe
 from lcm_arith.errors import DivergedError, NotFoundError
 from lcm_arith.evaluation.drawing.engine import Counters
-from lcm_arith.evaluation.drawing.store import OK, Picture, Store
+from lcm_arith.evaluation.drawing.store import MAKE_IT, OK, Picture, Store
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Pixels, Result, named
 from lcm_arith.evaluation.judging.judges import Judges
 from lcm_arith.evaluation.judging.metrics import (
@@ -136,7 +136,7 @@ class Measuring:
             if not there:
                 raise NotFoundError(
                     f"{self.store.folder}: no control of {passes} UNet passes is there yet",
-                    hint="run the same grid again: it makes what is missing",
+                    hint=MAKE_IT,
                 )
             best.append(best_row({row: sample(row) for row in there}))
         return (setting.base, setting.teacher, *best)
@@ -228,7 +228,7 @@ def _check_any(store: Store, why: Mapping[Row, str]) -> None:
     counts = ", ".join(f"{n} {status}" for status, n in Counter(why.values()).items())
     what = f"{store.folder}: none of {len(why)} cells has all its pictures ({counts})"
     if MISSING in why.values():
-        raise NotFoundError(what, hint="run the same grid again: it makes what is missing")
+        raise NotFoundError(what, hint=MAKE_IT)
     raise DivergedError(what, hint="smaller λ, or --dtype float32; see the adapters with inspect")
 
 

@@ -338,7 +338,7 @@ def test_pictures_that_cannot_be_used_are_skipped_with_their_reason(
     told = dict(line.split(": ", 1) for line in data.skipped)
     assert sorted(told) == ["cut.jpg", "empty.png", "huge.png", "text.webp", "thin.png"]
     assert "truncated" in told["cut.jpg"]
-    assert "cannot identify" in told["empty.png"]
+    assert "no picture that Pillow knows" in told["empty.png"]
     assert "0x" not in told["text.webp"]
     assert "1×5000 px, one side is more than 16 times" in told["thin.png"]
     assert "decompression bomb" in told["huge.png"]
@@ -365,7 +365,7 @@ def test_a_folder_without_a_picture_that_can_be_used_says_so_before_a_model_is_n
     for name in "abcdefg":
         (tmp_path / f"{name}.jpg").write_bytes(b"\xff\xd8\xff")
         (tmp_path / f"{name}.txt").write_text("x")
-    with pytest.raises(InvalidContentError, match=r"a\.jpg: cannot identify(.|\n)*and 2 more"):
+    with pytest.raises(InvalidContentError, match=r"a\.jpg: is no picture(.|\n)*and 2 more"):
         survey(tmp_path, DataOptions())
 
 

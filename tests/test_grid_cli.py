@@ -14,9 +14,12 @@ import pytest
 from commands import fails, files_in, run
 from grids import tiny_files
 from rich.progress import Progress
+from typer.testing import CliRunner
 
 from lcm_arith.cli import output
+from lcm_arith.cli.main import app
 from lcm_arith.cli.output import Stages
+from lcm_arith.errors import InvalidContentError, UsageError
 from lcm_arith.evaluation import manifest as manifests
 from lcm_arith.evaluation.drawing.shards import WHOLE
 from lcm_arith.evaluation.drawing.store import Picture, Store
@@ -51,6 +54,10 @@ def asked(*more: str) -> list[str]:
         "grid-eval", "style.safetensors", "accel.safetensors", "--base", "base", "--l1", "0.5,1",
         "--l2", "1", "--steps", "1,2", "--prompts", "p.txt", "--seeds", "1", *more,
     ]  # fmt: skip
+
+
+def run_raising(*arguments: str) -> None:
+    CliRunner().invoke(app, list(arguments), catch_exceptions=False)
 
 
 def told(*arguments: str) -> dict[str, Any]:
@@ -226,6 +233,14 @@ def test_verbs_of_a_folder_without_a_grid_say_so(tmp_cwd: Path) -> None:
         code, message = fails("grid-eval", name, "nowhere")
         assert code == 3
         assert "no grid is there" in message
+
+
+def test_a_misspelled_verb_is_no_style_unless_there_is_one(tmp_cwd: Path) -> None:
+    with pytest.raises(UsageError, match="no verb and no style") as caught:
+        run_raising("grid-eval", "raport", "grid")
+    assert caught.value.hint == "did you mean report?"
+    Path("raport").write_text("no adapter")
+    assert fails("grid-eval", "raport")[0] == InvalidContentError.exit_code
 
 
 def test_off_a_terminal_progress_is_a_line_a_minute(

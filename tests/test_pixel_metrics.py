@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lcm_arith.embedded import pictures
 from lcm_arith.errors import InvalidContentError
 from lcm_arith.evaluation.judging import pixels, wasserstein
-from lcm_arith.evaluation.judging.pixels import defects, lab, lightness
+from lcm_arith.evaluation.judging.pixels import Light, defects, lab, lightness
 from lcm_arith.evaluation.judging.references import References
 from lcm_arith.evaluation.judging.wasserstein import (
     PATCH,
@@ -116,12 +116,16 @@ def test_lab_has_the_published_values_of_srgb_colours() -> None:
     assert lightness(picture) == pytest.approx(lab(picture)[..., 0], abs=1e-10)
 
 
-def test_a_lighter_picture_has_a_positive_shift_of_its_mean_lightness() -> None:
-    light, dark = lightness(plain(255)), lightness(plain(0))
+def light_of(pictures: np.ndarray) -> Light:
+    return Light.of(lightness(pictures))
+
+
+def test_a_lighter_picture_has_a_positive_shift_of_its_mean_light_of() -> None:
+    light, dark = light_of(plain(255)), light_of(plain(0))
     assert pixels.luma_shift(light, dark) == pytest.approx(100)
     assert pixels.luma_shift(dark, light) == pytest.approx(-100)
     halves = np.concatenate([plain(255), plain(0)], axis=2)
-    assert pixels.luma_shift(lightness(halves), lightness(np.repeat(plain(0), 2, axis=2))) == (
+    assert pixels.luma_shift(light_of(halves), light_of(np.repeat(plain(0), 2, axis=2))) == (
         pytest.approx(50)
     )
 
@@ -129,13 +133,13 @@ def test_a_lighter_picture_has_a_positive_shift_of_its_mean_lightness() -> None:
 def test_contrast_is_a_ratio_of_spreads_and_undefined_of_a_plain_teacher() -> None:
     rng = np.random.default_rng(0)
     light = rng.uniform(0, 50, (2, 6, 5))
-    assert pixels.contrast_ratio(2 * light + 3, light) == pytest.approx(2)
+    assert pixels.contrast_ratio(Light.of(2 * light + 3), Light.of(light)) == pytest.approx(2)
     halves = np.concatenate([plain(255), plain(0)], axis=2)
     inner = np.concatenate([plain(119), plain(0)], axis=2)
-    ratio = pixels.contrast_ratio(lightness(inner), lightness(halves))
+    ratio = pixels.contrast_ratio(light_of(inner), light_of(halves))
     assert ratio == pytest.approx(0.500344, abs=1e-3)
-    assert np.isnan(pixels.contrast_ratio(lightness(halves), lightness(halves * 0 + 7))).all()
-    assert pixels.contrast_ratio(lightness(halves * 0), lightness(halves)) == 0
+    assert np.isnan(pixels.contrast_ratio(light_of(halves), light_of(halves * 0 + 7))).all()
+    assert pixels.contrast_ratio(light_of(halves * 0), light_of(halves)) == 0
 
 
 def test_a_pixel_is_clipped_if_one_of_its_channels_is() -> None:

@@ -380,13 +380,16 @@ def test_the_answers_are_json() -> None:
     told = json.loads(json.dumps(answers.as_json(result, found), allow_nan=False))
     assert told["best_set"]["metric"] == "pair_distance"
     assert told["min_steps"]["steps"] == 2
-    assert told["baseline"] == {
-        "l1": "0.8", "l2": "1", "steps": 4, "chosen_by_these_pictures": False
-    }  # fmt: skip
+    baseline = told["baseline"]
+    assert (baseline["l1"], baseline["l2"], baseline["steps"]) == (0.8, 1.0, 4)
+    assert (baseline["sampler"], baseline["chosen_by_these_pictures"]) == ("lcm", False)
+    row = result.cells[result.cells.cell_id == baseline["cell_id"]].iloc[0]
+    assert row.steps == 4
     assert told["confirmed"] is None
     records = answers.records(with_findings(result, found))
     json.dumps(records, allow_nan=False)
     assert records[0]["in_best_set"] is None
+    assert {type(line["l1"]) for line in records} == {float}
     assert records[-1]["in_best_set"] is True
 
 

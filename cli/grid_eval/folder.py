@@ -10,7 +10,7 @@ import typer
 from lcm_arith.cli import options
 from lcm_arith.cli.ages import DryRun, OlderThan, seconds
 from lcm_arith.cli.grid_eval.showing import show
-from lcm_arith.cli.output import Stages, print_json, progress, stdout
+from lcm_arith.cli.output import Stages, print_json, progress, reading, stdout
 
 if TYPE_CHECKING:
     from lcm_arith.evaluation.session import Session
@@ -60,6 +60,8 @@ def report(
 
     Cells that lack a picture have a line without figures, and say why.
     """
+    with reading():
+        import lcm_arith.evaluation.session  # noqa: F401 (torch: seconds)
     with progress() as bar:
         concluded = _session(folder, Stages(bar), csv).report()
     show(concluded, as_json=as_json)
@@ -96,7 +98,8 @@ def replay(folder: Folder = Path("grid"), as_json: options.Json = False) -> None
     from lcm_arith.errors import VerificationError
     from lcm_arith.evaluation.upkeep import replay as draw
 
-    session = _session(folder, None)
+    with reading():
+        session = _session(folder, None)
     with progress() as bar:
         stages = Stages(bar)
         found = list(

@@ -10,7 +10,7 @@ import typer
 
 from lcm_arith.cli import completion, options
 from lcm_arith.cli.grid_eval.showing import show, show_drawn
-from lcm_arith.cli.output import Stages, progress, stderr
+from lcm_arith.cli.output import Stages, progress, reading, stderr
 
 EXAMPLES = """Examples:
 
@@ -216,42 +216,43 @@ def command(
     Lists are 0.4,0.8 or 0:1.2:0.2 (end included). The control of a cell spends the same UNet
     passes without acceleration, in the best of up to four ways.
     """
-    from lcm_arith.errors import UsageError
-    from lcm_arith.evaluation.asking import Typed, parse
-    from lcm_arith.evaluation.drawing.executors.choose import choose as choose_executor
-    from lcm_arith.evaluation.drawing.shards import parse_shard
-    from lcm_arith.evaluation.drawing.sources import Sources
-    from lcm_arith.evaluation.judging.metrics import choose
-    from lcm_arith.evaluation.manifest import How, Tools
-    from lcm_arith.evaluation.plans.recipe import read
-    from lcm_arith.evaluation.session import Session
-    from lcm_arith.training.processes import found_device
+    with reading():
+        from lcm_arith.errors import UsageError
+        from lcm_arith.evaluation.asking import Typed, parse
+        from lcm_arith.evaluation.drawing.executors.choose import choose as choose_executor
+        from lcm_arith.evaluation.drawing.shards import parse_shard
+        from lcm_arith.evaluation.drawing.sources import Sources
+        from lcm_arith.evaluation.judging.metrics import choose
+        from lcm_arith.evaluation.manifest import How, Tools
+        from lcm_arith.evaluation.plans.recipe import read
+        from lcm_arith.evaluation.session import Session
+        from lcm_arith.training.processes import found_device
 
-    named = [name for name, one in (("style", style), ("accel", accel)) if one is not None]
-    named += ["base"] if base is not None else []
-    axes = read(recipe).axes_beside(axis or [], named) if recipe else axis or []
-    how = How(dtype.value, str(found_device(device)), fast)
-    tools = Tools(
-        style_refs=style_refs, clip=clip, dino=dino, pickscore=pickscore, aesthetic=aesthetic,
-        required=choose(require_metric, "--require-metric") if require_metric is not None else (),
-    )  # fmt: skip
-    typed = Typed(
-        style=style, accel=accel, defaults=options.pair(None, None), l1=l1, l2=l2, steps=steps,
-        axes=axes, base=None if base is None else str(base), prompts=prompts, part=part.value,
-        seeds=seeds, metrics=metrics, best_by=best_by, baseline=baseline, noninferior=noninferior,
-        confirm=confirm, search=search, budget=budget, out=out, csv=csv, how=how, tools=tools,
-        argv=tuple(sys.argv[1:]),
-    )  # fmt: skip
-    if search is not None and (shard is not None or executor != "local"):
-        raise UsageError("--search draws one cell after the other: no --shard, no --executor")
-    options.writable_folder(out)
-    sources = Sources(how.dtype, how.device)
-    manifest = parse(typed, sources)
-    with progress() as bar:
-        session = Session(
-            manifest, out, sources, Stages(bar),
-            choose_executor(executor, workers=workers, address=ray_address),
+        named = [name for name, one in (("style", style), ("accel", accel)) if one is not None]
+        named += ["base"] if base is not None else []
+        axes = read(recipe).axes_beside(axis or [], named) if recipe else axis or []
+        how = How(dtype.value, str(found_device(device)), fast)
+        tools = Tools(
+            style_refs=style_refs, clip=clip, dino=dino, pickscore=pickscore, aesthetic=aesthetic,
+            required=()
+            if require_metric is None
+            else choose(require_metric, "--require-metric"),
         )  # fmt: skip
+        typed = Typed(
+            style=style, accel=accel, defaults=options.pair(None, None), l1=l1, l2=l2, steps=steps,
+            axes=axes, base=None if base is None else str(base), prompts=prompts, part=part.value,
+            seeds=seeds, metrics=metrics, best_by=best_by, baseline=baseline,
+            noninferior=noninferior, confirm=confirm, search=search, budget=budget, out=out,
+            csv=csv, how=how, tools=tools, argv=tuple(sys.argv[1:]),
+        )  # fmt: skip
+        if search is not None and (shard is not None or executor != "local"):
+            raise UsageError("--search draws one cell after the other: no --shard, no --executor")
+        options.writable_folder(out)
+        sources = Sources(how.dtype, how.device)
+        manifest = parse(typed, sources)
+        drawer = choose_executor(executor, workers=workers, address=ray_address)
+    with progress() as bar:
+        session = Session(manifest, out, sources, Stages(bar), drawer)
         try:
             if shard is not None:
                 drawn = session.draw(parse_shard(shard))

@@ -27,6 +27,10 @@ from lcm_arith.evaluation.plans.rows import Item, Row, keys, of_keys
 from lcm_arith.formats.container import write_bytes
 
 OK: Final = "ok"
+MAKE_IT: Final = (
+    "run the same grid again: it makes what is missing; of shards, all of them, and their folders "
+    "copied into one"
+)
 NAN: Final = "nan"
 
 Pair = tuple[Row, Item]
@@ -163,7 +167,7 @@ class Store:
             raise NotFoundError(
                 f"{self.folder}: {found.count(None)} of {len(items)} pictures of a row are not "
                 f"there ({prompt!r}, seed {seed}, for one)",
-                hint="run the same grid again: it makes what is missing",
+                hint=MAKE_IT,
             )
         return [picture for picture in found if picture is not None]
 

@@ -118,14 +118,14 @@ _ROWS: Final = (
         "both are equal, as of the teacher itself (`null` in JSON)",
     ),
     Metric(
-        "luma_shift", lambda s: pixels.luma_shift(s.lightness, s.other.lightness), "picture",
+        "luma_shift", lambda s: pixels.luma_shift(s.light, s.other.light), "picture",
         "teacher", "zero", "",
         "mean L* (CIE 1976, D65) minus that of the teacher's picture, −100 to 100; above 0 is "
         "lighter",
         "CIE 15:2004",
     ),
     Metric(
-        "contrast_ratio", lambda s: pixels.contrast_ratio(s.lightness, s.other.lightness),
+        "contrast_ratio", lambda s: pixels.contrast_ratio(s.light, s.other.light),
         "picture", "teacher", "one", "",
         "standard deviation of L* over that of the teacher's picture; empty where that is of one "
         "lightness",

@@ -5,7 +5,8 @@ Pictures are uint8 ``[n, H, W, 3]`` in sRGB; each function gives one value a pic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -46,7 +47,7 @@ def lab(pixels: Pixels) -> Values:
 
 
 def lightness(pixels: Pixels) -> Values:
-    """L* alone, 0 to 100, ``[n, H, W]``."""
+    """L* alone, 0 to 100, without the last axis."""
     return np.asarray(116 * _root(LINEAR[pixels] @ _TO_WHITE[1]) - 16)
 
 
@@ -58,7 +59,8 @@ def _root(light: Values) -> Values:
 def psnr(first: Pixels, second: Pixels) -> Values:
     """10 log₁₀(255² / mean squared difference), dB; infinite where two pictures are equal."""
     check_same_size(first, second)
-    error = np.square(first.astype(float) - second).mean(axis=(1, 2, 3))
+    pairs = zip(first, second, strict=True)  # one by one: float64 is eight times as large
+    error = np.array([np.square(a.astype(float) - b).mean() for a, b in pairs])
     with np.errstate(divide="ignore"):
         return np.asarray(10 * np.log10(_TOP**2 / error))
 
@@ -105,20 +107,33 @@ def _blur(x: Values) -> Values:
     return np.asarray(sum(w * down[:, at : at + width] for at, w in enumerate(_WEIGHTS)))
 
 
-def luma_shift(light: Values, reference: Values) -> Values:
-    """Mean L* minus the mean L* of the reference; both ``[n, H, W]`` from :func:`lightness`."""
-    return np.asarray(light.mean(axis=(1, 2)) - reference.mean(axis=(1, 2)))
+@dataclass(frozen=True, eq=False)
+class Light:
+    """Mean and standard deviation of L* of each picture, both ``[n]``."""
+
+    mean: Values
+    spread: Values
+
+    @classmethod
+    def of(cls, maps: Iterable[Values]) -> Light:
+        """Of each picture's :func:`lightness`, which is not kept."""
+        found = [(each.mean(), each.std()) for each in maps]
+        return cls(*np.array(found).reshape(-1, 2).T)
 
 
-def contrast_ratio(light: Values, reference: Values) -> Values:
+def luma_shift(light: Light, reference: Light) -> Values:
+    """Mean L* minus the mean L* of the reference."""
+    return light.mean - reference.mean
+
+
+def contrast_ratio(light: Light, reference: Light) -> Values:
     """Standard deviation of L* over the reference's; NaN where the reference is one colour.
 
     Source:
         RMS contrast: Peli 1990, eq. 6, here of L* instead of grey levels.
     """
-    own, other = light.std(axis=(1, 2)), reference.std(axis=(1, 2))
-    flat = other < 1e-9  # rounding alone
-    return np.where(flat, np.nan, own / np.where(flat, 1, other))
+    flat = reference.spread < 1e-9  # rounding alone
+    return np.where(flat, np.nan, light.spread / np.where(flat, 1, reference.spread))
 
 
 def clip_frac(pixels: Pixels) -> Values:
@@ -136,7 +151,7 @@ def _black(pixels: Pixels) -> NDArray[np.bool_]:
 
 
 def _flat(pixels: Pixels) -> NDArray[np.bool_]:
-    return np.asarray(pixels.std(axis=(1, 2)).max(axis=-1) < FLAT)
+    return np.array([picture.std(axis=(0, 1)).max() < FLAT for picture in pixels], dtype=bool)
 
 
 def _saturated(pixels: Pixels) -> NDArray[np.bool_]:

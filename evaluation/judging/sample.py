@@ -13,7 +13,7 @@ from lcm_arith.embedded import pictures
 from lcm_arith.evaluation.judging import mmd, pixels
 from lcm_arith.evaluation.judging.embeddings import Clip, Embedder, Rows
 from lcm_arith.evaluation.judging.judges import Judges
-from lcm_arith.evaluation.judging.pixels import Pixels, Values
+from lcm_arith.evaluation.judging.pixels import Light, Pixels, Values
 from lcm_arith.evaluation.judging.references import References
 from lcm_arith.evaluation.judging.yardstick import Yardstick, distance
 
@@ -96,9 +96,9 @@ class Sample:
     # --- pixels ---
 
     @cached_property
-    def lightness(self) -> Values:
-        """L*, ``[n, H, W]``."""
-        return pixels.lightness(self.pixels)
+    def light(self) -> Light:
+        """Of L*."""
+        return Light.of(map(pixels.lightness, self.pixels))
 
     def against_references(self, distance: Callable[[References, Pixels], float]) -> float:
         """A distance of all pictures whose captions the references show; NaN without any."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.Image import Image as Picture
 
 Size = tuple[int, int]
@@ -122,7 +122,10 @@ def quietly() -> Iterator[None]:
 
 def opened(data: bytes) -> Picture:
     """A picture file; only its beginning is read."""
-    return Image.open(io.BytesIO(data))
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:  # it tells of an address in memory
+        raise UnidentifiedImageError("is no picture that Pillow knows") from None
 
 
 def raw(height: int, width: int) -> Callable[[bytes], Picture]:

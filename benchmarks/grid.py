@@ -1,12 +1,12 @@
 """What does a grid cost beside a good diffusers script, and beside one process per cell?
 
-    python benchmarks/grid.py [--rounds 3] [--device cuda] [--quick]
+    python benchmarks/grid.py [--rounds 2] [--device cuda] [--quick]
 
 Networks have random weights: a UNet of 142 M parameters of Stable Diffusion's layers, a tiny VAE, a
 tiny text encoder, two adapters that diffusers itself saved. Both sides draw the same pictures in
 one process, in turn, one thread each; the pictures are compared. With ``--device cuda`` they draw
 at SD1.5's size on a GPU as well. ``--quick`` is a look at toy networks, and writes no page. About
-six CPU minutes. Writes ``benchmarks/results/grid.md``.
+nine CPU minutes. Writes ``benchmarks/results/grid.md``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PROMPTS: Final = (
     "a red fox", "a cat", "a street at night", "two boats",
     "a castle", "an old man", "a bowl of fruit", "rain",
 )  # fmt: skip
-PLAN: Final = Plan(l1=("0.6", "1.0"), l2=("1.0",), prompts=PROMPTS)
+PLAN: Final = Plan(l1=("0.6", "1.0"), l2=("1.0",), prompts=PROMPTS, seeds=(0, 1))
 ONE_PAIR: Final = Plan(l1=("1.0",), l2=("1.0",), prompts=PROMPTS[:2])
 ORDERS: Final = Plan(("0", "0.8"), ("0.6", "1.0"), PROMPTS[:2], steps=(1, 2))
 GPU_PLAN: Final = Plan(("0.6", "1.0"), ("0.8", "1.0"), PROMPTS, seeds=(0, 1))
@@ -181,7 +181,7 @@ def sections(given: argparse.Namespace, folder: Path) -> list[Section]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="toy networks, no page")
     parser.add_argument("--job", help=argparse.SUPPRESS)

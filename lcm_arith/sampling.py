@@ -217,7 +217,8 @@ class Walk:
         size = unet.config.sample_size
         shape = (1, unet.config.in_channels, size, size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        z = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(unet.device)
+        device = next(unet.parameters()).device  # unet.device looks through all modules
+        z = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
         takes = "generator" in inspect.signature(scheduler.step).parameters
         return cls(scheduler, z * scheduler.init_noise_sigma, generators if takes else [])
 

@@ -93,6 +93,7 @@ def draw(
         UsageError: If a sampler is unknown or cannot take that many steps.
     """
     config, unet = pipeline.scheduler.config, pipeline.unet
+    dtype = unet.dtype
     schedulers = [make_scheduler(config, c.sampler, c.steps, c.grid_points) for c in columns]
     walks = [
         Walk.start(scheduler, column.seeds, unet)
@@ -105,7 +106,7 @@ def draw(
         before, condition = condition, told(step)
         if condition is not before:
             names = _names(condition)
-        asked = _Asked(names, unet.dtype)
+        asked = _Asked(names, dtype)
         live = [n for n, walk in enumerate(walks) if not walk.done]
         places = [asked.add(columns[n], *walks[n].input(), n) for n in live]
         started = time.perf_counter()

@@ -51,13 +51,13 @@ class How:
         dtype: Number format of the base's weights.
         device: Where.
         fast: As in ``lcm_arith.sampling.sample``.
-        batch: UNet rows at once; None until the engine has fixed it.
+        batches: Base → its UNet rows at once, once the engine has fixed them.
     """
 
     dtype: str = "float32"
     device: str = "cpu"
     fast: bool = False
-    batch: int | None = None
+    batches: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,17 @@ class Manifest:
 
 
 def continued(manifest: Manifest, folder: Path) -> Manifest:
-    """The same with what an earlier run of a folder noted of it: its batch, and what confirmed it.
+    """The same with what an earlier run of a folder noted: its batches, and what confirmed it.
 
-    The batch holds on the same device; the confirmation where this question needs all pictures that
+    Batches hold on the same device; the confirmation where this question needs all pictures that
     the earlier one needed.
     """
     try:
         before = read(folder)
     except (NotFoundError, InvalidContentError):
         return manifest
-    if before.how.batch and before.how.device == manifest.how.device:
-        manifest = replace(manifest, how=replace(manifest.how, batch=before.how.batch))
+    if before.how.device == manifest.how.device:
+        manifest = replace(manifest, how=replace(manifest.how, batches=before.how.batches))
     whole = replace(manifest, confirmed=before.confirmed)
     return whole if before.pictures() <= whole.pictures() else manifest
 
@@ -262,7 +262,8 @@ def _check(manifest: Manifest) -> None:
         "margin": asked.margin is None or type(asked.margin.delta) in (int, float),
         "baseline": asked.baseline in (None, *manifest.grid.cells),
         "how": how.dtype in DTYPES and re.fullmatch(_DEVICE, how.device) is not None,
-        "batch": how.batch is None or (type(how.batch) is int and how.batch > 0),
+        "batches": isinstance(how.batches, dict)
+        and all(type(rows) is int and rows > 0 for rows in how.batches.values()),
     }
     wrong = [name for name, fits in whole.items() if not fits]
     if wrong:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from lcm_arith.evaluation.drawing.engine import Counters, Engine
 from lcm_arith.evaluation.drawing.executors.local import local
@@ -56,14 +57,14 @@ class Drawn:
         rows: Which were asked for: of the grid's distinct rows all, or those of a shard.
         counters: Work that was really done.
         failed: Rows whose drawing was given up → why; some of their pictures may be there.
-        batch: UNet rows at once, once that is known.
+        batches: Base → UNet rows at once, as far as they are known.
     """
 
     store: Store
     rows: tuple[Row, ...] = ()
     counters: Counters = field(default_factory=Counters)
     failed: Mapping[Row, str] = field(default_factory=dict)
-    batch: int | None = None
+    batches: Mapping[str, int] = field(default_factory=dict)
 
 
 def draw_grid(
@@ -73,19 +74,19 @@ def draw_grid(
     folder: Path,
     on_stage: OnStage,
     fast: bool = False,
-    batch: int | None = None,
-    on_batch: Callable[[int | None], None] = lambda _: None,
+    batches: Mapping[str, int] = MappingProxyType({}),
+    on_batches: Callable[[Mapping[str, int]], None] = lambda _: None,
     shard: Shard = WHOLE,
     executor: Executor = local,
 ) -> Drawn:
     """Makes what is missing in ``folder``, and measures nothing.
 
     Other arguments and errors as :func:`run_grid`. With a ``shard``, of that part of the grid; the
-    ``executor`` says who draws, ``batch`` how many UNet rows at once where that is known;
-    ``on_batch`` is told it after each chunk, before the progress.
+    ``executor`` says who draws, ``batches`` how many UNet rows of a base at once where that is
+    known; ``on_batches`` is told them after each chunk, before the progress.
     """
     sources.check(grid.rows)
-    engine = Engine(Store(folder, keys_of(sources, fast=fast)), sources, batch)
+    engine = Engine(Store(folder, keys_of(sources, fast=fast)), sources, dict(batches))
     rows = shard.rows(grid.rows, engine.store.keys)
     passes = sum(row.nfe for row in rows)
     total, done = passes * len(grid.items), 0
@@ -93,11 +94,11 @@ def draw_grid(
     def on_rows(rows: int) -> None:
         nonlocal done
         done += rows
-        on_batch(engine.batch)
+        on_batches(engine.batches)
         unit = f" {engine.drawing.label}" if engine.drawing else ""
         on_stage("draw", done, total, f"UNet rows{unit}")
 
     outcome = executor(engine, rows, grid.items, on_rows)
     names = {row: engine.store.keys.weights(row) for row in grid.rows}
     failed = {row: outcome.failed[name] for row, name in names.items() if name in outcome.failed}
-    return Drawn(engine.store, rows, outcome.counters, failed, engine.batch)
+    return Drawn(engine.store, rows, outcome.counters, failed, engine.batches)

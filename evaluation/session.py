@@ -140,7 +140,7 @@ class Session:
             nonlocal total, told
             grids.append(grid)
             drawn = self._draw(grid, told)
-            total, told = total.plus(drawn.counters), _batched(told, drawn.batch)
+            total, told = total.plus(drawn.counters), _batched(told, drawn.batches)
             return self._measured(grid, drawn, references, self.sources)
 
         if told.asked.search:
@@ -157,14 +157,14 @@ class Session:
         manifests.write(told, self.folder)
         return told
 
-    def _keeping(self, told: Manifest) -> Callable[[int | None], None]:
-        """Writes the manifest again when the batch became another: a killed run goes on with it."""
+    def _keeping(self, told: Manifest) -> Callable[[Mapping[str, int]], None]:
+        """Writes the manifest again when a batch became another: a killed run goes on with it."""
         kept = told
 
-        def keep(batch: int | None) -> None:
+        def keep(batches: Mapping[str, int]) -> None:
             nonlocal kept
-            if batch not in (None, kept.how.batch):
-                kept = _batched(kept, batch)
+            if not batches.items() <= kept.how.batches.items():
+                kept = _batched(kept, batches)
                 manifests.write(kept, self.folder)
 
         return keep
@@ -173,18 +173,18 @@ class Session:
         self, told: Manifest, references: Mapping[str, References]
     ) -> tuple[Manifest, Counters]:
         """The manifest of the cells that a search finishes, and the work of it."""
-        engine = Engine(Store(self.folder, told.keys), self.sources, told.how.batch)
+        engine = Engine(Store(self.folder, told.keys), self.sources, dict(told.how.batches))
         keep = self._keeping(told)
 
         def on_stage(stage: str, done: int, total: int, note: str) -> None:
-            keep(engine.batch)
+            keep(engine.batches)
             self.on_stage(stage, done, total, note)
 
         grid, found = search_grid(
             told.grid, told.asked, engine, judges=self.judges, references=references,
             on_stage=on_stage,
         )  # fmt: skip
-        told = _batched(told, engine.batch)
+        told = _batched(told, engine.batches)
         return replace(told, grid=grid, asked=replace(told.asked, searched=found)), engine.counters
 
     def draw(self, shard: Shard) -> Drawn:
@@ -222,7 +222,8 @@ class Session:
     def _draw(self, grid: Grid, told: Manifest, shard: Shard = WHOLE) -> Drawn:
         return draw_grid(
             grid, self.sources, folder=self.folder, on_stage=self.on_stage, fast=told.how.fast,
-            batch=told.how.batch, on_batch=self._keeping(told), shard=shard, executor=self.executor,
+            batches=told.how.batches, on_batches=self._keeping(told), shard=shard,
+            executor=self.executor,
         )  # fmt: skip
 
     def _measured(
@@ -278,9 +279,9 @@ class Session:
         return Concluded(result, answers, lines, tuple(paths), searched)
 
 
-def _batched(told: Manifest, batch: int | None) -> Manifest:
-    """With the UNet rows at once, where they are known."""
-    return replace(told, how=replace(told.how, batch=batch or told.how.batch))
+def _batched(told: Manifest, batches: Mapping[str, int]) -> Manifest:
+    """With the UNet rows at once of some bases."""
+    return replace(told, how=replace(told.how, batches={**told.how.batches, **batches}))
 
 
 def reopened(folder: Path, on_stage: OnStage, csv: Path | None = None) -> Session:

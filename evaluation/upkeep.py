@@ -107,7 +107,7 @@ def replay(
         engine = Engine(again, sources)
         try:
             for done, record in enumerate(records, 1):
-                engine.batch = record.batch
+                engine.batches = {record.pairs[0][0].context.base: record.batch}
                 yield _compared(store, again, record, engine.make(record.pairs))
                 on_chunk(done, len(records))
         finally:

@@ -316,7 +316,7 @@ def test_a_replay_of_the_records_gives_the_same_bytes(rows: Rows, tmp_path: Path
     drawn.render(cells, ITEMS, quiet)
     again, late = opened(tmp_path / "b"), opened(tmp_path / "b").store
     for record in opened(tmp_path / "a").store.records.values():
-        again.batch = record.batch
+        again.batches = {record.pairs[0][0].context.base: record.batch}
         again.make(record.pairs)
     assert digests(again, cells) == digests(drawn, cells)
     assert not late.has(cells[0], ITEMS[0])
@@ -498,8 +498,10 @@ def test_nan_is_told_not_drawn(rows: Rows, tmp_path: Path) -> None:
 def test_a_batch_that_does_not_fit_is_halved_and_the_chunk_drawn_whole(
     rows: Rows, tmp_path: Path
 ) -> None:
-    drawn, cells = opened(tmp_path, batch=8), rows(["0.5"])
-    unet = drawn.sources.base(cells[0].context.base).unet
+    drawn, cells = opened(tmp_path), rows(["0.5"])
+    name = cells[0].context.base
+    drawn.batches[name] = 8
+    unet = drawn.sources.base(name).unet
 
     def refuse(_: Any, args: Any) -> None:
         if len(args[0]) > 2:
@@ -508,7 +510,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_chunk_drawn_whole(
     hook = unet.register_forward_pre_hook(refuse)
     drawn.render(cells, ITEMS, quiet)
     hook.remove()
-    assert drawn.batch == 2
+    assert drawn.batches == {name: 2}
     assert drawn.counters.pictures == len(cells) * len(ITEMS)
 
 

@@ -7,17 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from grids import ActorKiller, draw, pictures, tables, tiny_files, tiny_grid
 
 from lcm_arith.errors import IncompatibleError, StorageError, UsageError
 from lcm_arith.evaluation.drawing.engine import Engine
 from lcm_arith.evaluation.drawing.executors.choose import choose
+from lcm_arith.evaluation.drawing.executors.on_ray import Drawer, _Crew, _Place
 from lcm_arith.evaluation.drawing.executors.tasks import TRIES, Queue, Task, tasks_of
 from lcm_arith.evaluation.drawing.keys import keys_of
 from lcm_arith.evaluation.drawing.sources import Sources
-from lcm_arith.evaluation.drawing.store import OK, Pair, Record
+from lcm_arith.evaluation.drawing.store import OK, Made, Pair, Record, Store
 from lcm_arith.evaluation.measuring import ERROR, Measuring
 from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.plans.rows import Context, Row
@@ -133,6 +137,7 @@ def test_a_worker_gets_the_next_task_of_the_base_that_it_has_loaded(grid: Grid) 
     queue = Queue([*others, *tasks], grid.items, lambda rows: None)
     assert queue.take(base) is tasks[0]
     assert queue.take(None) is others[0]
+    assert queue.take(base, held={base}) is None
     assert [queue.take("nowhere") for _ in tasks] == [*tasks[1:], None]
 
 
@@ -155,6 +160,84 @@ def test_errors_come_whole_from_another_process() -> None:
     for error in (StorageError("full", hint="empty it"), IncompatibleError("x", hint="y")):
         found = pickle.loads(pickle.dumps(error))
         assert (type(found), found.message, found.hint) == (type(error), error.message, error.hint)
+
+
+class Called:
+    """A method of an actor: what it would send is an iterator, or has come already."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.remote = function
+
+
+class OneProcess:
+    """As much of Ray as a crew needs, whose actors take turns in this process."""
+
+    exceptions = SimpleNamespace(RayError=InterruptedError)
+
+    def remote(self, made: type[Drawer]) -> OneProcess:
+        self.made = made
+        return self
+
+    def options(self, **_: object) -> Called:
+        return Called(self._hired)
+
+    def _hired(self, place: Any) -> SimpleNamespace:
+        actor = self.made(replace(place, device="cpu"))
+        return SimpleNamespace(ready=Called(lambda: object()), draw=Called(actor.draw))
+
+    def wait(self, asked: list[object], num_returns: int) -> tuple[list[object], list[object]]:
+        return [asked[-1]], asked[:-1]  # the last that was handed out is the first to answer
+
+    def get(self, answer: object) -> object:
+        return answer
+
+    def kill(self, actor: object) -> None: ...
+
+
+def crew_of(engine: Engine, rows: Sequence[Row], grid: Grid, device: str) -> _Crew:
+    queue = Queue(tasks_of(rows, engine.store.keys), grid.items, lambda rows: None)
+    place = replace(_Place.of(engine), device=device)
+    return _Crew(OneProcess(), place, queue, engine.store, engine.batches)
+
+
+def test_one_actor_measures_the_batch_of_a_gpu_and_all_draw_by_it(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def first_batch(self: Engine, base: object) -> int:
+        measured.append(5 + len(measured))  # another one each time
+        return measured[-1]
+
+    monkeypatch.setattr(Engine, "_first_batch", first_batch)
+    sources = Sources()
+    engine = Engine(Store(tmp_path, keys_of(sources)), sources)
+    crew = crew_of(engine, grid.rows, grid, "cuda")
+    counters = crew.work(3)
+    engine.store.refresh()
+    (name,) = {row.context.base for row in grid.rows}
+    assert (measured, engine.batches) == ([5], {name: 5})
+    assert {record.batch for record in engine.store.records.values()} == {5}
+    assert counters.pictures == sum(len(r.pairs) for r in engine.store.records.values())
+    assert not crew.queue.given_up()
+
+
+def test_a_batch_that_found_no_memory_on_an_actor_is_halved_for_the_others(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_rows = Engine._draw
+
+    def refuse(self: Engine, base: Any, pairs: Sequence[Pair], batch: int) -> list[Made]:
+        if batch > 4:
+            raise torch.OutOfMemoryError
+        return draw_rows(self, base, pairs, batch)
+
+    monkeypatch.setattr(Engine, "_draw", refuse)
+    sources = Sources()
+    (name,) = {row.context.base for row in grid.rows}
+    engine = Engine(Store(tmp_path, keys_of(sources)), sources, {name: 16})
+    crew_of(engine, grid.rows, grid, "cpu").work(1)
+    assert engine.batches == {name: 4}
 
 
 @needs_ray

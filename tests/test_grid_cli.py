@@ -139,7 +139,7 @@ def test_a_run_that_is_killed_has_noted_its_batch_and_passes_broken_records_by(h
     Path("new/chunks/b.json").write_text("[" * 100_000)
     with pytest.raises(KeyboardInterrupt):
         replace(session, manifest=question, folder=Path("new")).draw(WHOLE)
-    assert manifests.read(Path("new")).how.batch == 32
+    assert manifests.read(Path("new")).how.batches == {"base": 32}
 
 
 def test_status_and_report_of_a_grid_that_lost_pictures(here: Path) -> None:

@@ -167,15 +167,15 @@ class Engine:
     Args:
         store: Of the pictures; its keys say the number format and ``fast``.
         sources: Of bases and vectors.
-        batch: Rows that the UNet gets at once. None is fixed on the CPU, and measured once on CUDA;
-            what it became stands here afterwards.
+        batches: Base → rows that its UNet gets at once. What is not there is fixed on the CPU, and
+            measured once on CUDA; what it became stands here afterwards.
         counters: Work that was really done.
         drawing: The unit that is being drawn.
     """
 
     store: Store
     sources: Sources
-    batch: int | None = None
+    batches: dict[str, int] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     drawing: Unit | None = None
     _teller: Teller = field(init=False)
@@ -238,23 +238,24 @@ class Engine:
         Args:
             pairs: Row by row, as :meth:`render` and a :class:`Record` have them.
         """
-        base = self._use(pairs[0][0].context.base)
+        name = pairs[0][0].context.base
+        base = self._use(name)
         while True:
             try:
-                self.batch = self.batch or self._first_batch(base)
-                made = self._draw(base, pairs, self.batch)
+                batch = self.batch(name)
+                made = self._draw(base, pairs, batch)
                 break
             except torch.OutOfMemoryError:
-                if self.batch in (None, 1):
+                if self.batches.get(name, 1) == 1:
                     raise
-                self.batch = (self.batch or 2) // 2
+                self.batches[name] //= 2
                 torch.cuda.empty_cache()
         count, device = self.counters, base.unet.device
         count.pictures += len(pairs)
         count.unet_rows_unshared += sum(row.nfe for row, _ in pairs)
         if device.type == "cuda":
             count.peak_mib = torch.cuda.max_memory_allocated(device) / 2**20
-        return self.store.commit(pairs, made, batch=self.batch, device=device.type)
+        return self.store.commit(pairs, made, batch=batch, device=device.type)
 
     @property
     def loaded(self) -> str | None:
@@ -270,6 +271,12 @@ class Engine:
     def _block(self, unit: Unit) -> int:
         few = self.sources.device == "cpu" and not self.sources.small(unit.rows[0].context.base)
         return FEW if few else MANY
+
+    def batch(self, name: str) -> int:
+        """UNet rows of a base at once; it is loaded and measured for that where nobody said."""
+        if name not in self.batches:
+            self.batches[name] = self._first_batch(self._use(name))
+        return self.batches[name]
 
     def _first_batch(self, base: Base) -> int:
         if base.unet.device.type == "cuda":

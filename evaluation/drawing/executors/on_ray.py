@@ -55,7 +55,7 @@ class OnRay:
             with _cluster(self.address, self.workers) as ray:
                 cuda = engine.sources.device.startswith("cuda")
                 count = min(_slots(ray, self.workers, cuda=cuda), len(queue.waiting))
-                crew = _Crew(ray, _Place.of(engine), queue, engine.store)
+                crew = _Crew(ray, _Place.of(engine), queue, engine.store, engine.batches)
                 engine.counters = engine.counters.plus(crew.work(count))
             engine.store.refresh()
         return Outcome(engine.counters, queue.given_up())
@@ -130,16 +130,25 @@ class _Place:
 
 
 @dataclass(frozen=True)
+class _Batch:
+    """What an actor measured: UNet rows of a task's base at once."""
+
+    rows: int
+
+
+@dataclass(frozen=True)
 class _End:
     """The last that an actor says of a task.
 
     Args:
         counters: Work that it was.
+        batch: What is left of the UNet rows at once, where some of them found no memory.
         failure: Why the task failed.
         stop: What ends everything.
     """
 
     counters: Counters
+    batch: int | None = None
     failure: str = ""
     stop: LcmArithError | None = None
 
@@ -156,13 +165,16 @@ class Drawer:
         if self.place.device == "cpu":
             torch.set_num_threads(1)
 
-    def draw(self, task: Task, items: Sequence[Item], key: str) -> Iterator[int | _End]:
+    def draw(
+        self, task: Task, items: Sequence[Item], key: str, batch: int | None
+    ) -> Iterator[int | _Batch | _End]:
         """Draws a task, and gives the UNet rows of each chunk, then how it ended.
 
         Args:
             task: Of the driver.
             items: What its rows draw.
             key: Name that the driver gives its first picture: of the same files, by the same code.
+            batch: UNet rows at once; None lets the actor find out, which it says first.
         """
         try:
             engine = self._engine = self._engine or self.place.engine()
@@ -174,21 +186,24 @@ class Drawer:
                     hint="every node needs the same versions, and the same files at the same paths",
                 )
             engine.store.refresh()
+            if batch is None:
+                yield _Batch(engine.batch(task.base))
+            else:
+                engine.batches[task.base] = batch
             yield from engine.rendering(task.rows, items)
         except LcmArithError as error:
-            yield _End(self._counters(), stop=error)
+            yield self._end(task, stop=error)
         except Exception as error:
-            self._restore()
-            yield _End(self._counters(), failure=told(error))
+            if self._engine:
+                self._engine.restore()
+            yield self._end(task, failure=told(error))
         else:
-            yield _End(self._counters())
+            yield self._end(task)
 
-    def _counters(self) -> Counters:
-        return self._engine.counters if self._engine else Counters()
-
-    def _restore(self) -> None:
-        if self._engine:
-            self._engine.restore()
+    def _end(self, task: Task, failure: str = "", stop: LcmArithError | None = None) -> _End:
+        if self._engine is None:
+            return _End(Counters(), None, failure, stop)
+        return _End(self._engine.counters, self._engine.batches.get(task.base), failure, stop)
 
 
 @dataclass(frozen=True)
@@ -209,12 +224,15 @@ class _Crew:
         place: Of what they make their engines.
         queue: Of the tasks.
         store: The driver's, whose names theirs have to equal.
+        batches: Base → UNet rows at once. Where CUDA has to be measured for that, one actor does
+            it, and tasks of that base wait: equal pictures come of equal batches.
     """
 
     ray: Any
     place: _Place
     queue: Queue
     store: Store
+    batches: dict[str, int]
     counters: Counters = field(default_factory=Counters)
     _starting: dict[Any, Any] = field(default_factory=dict)
     _free: list[tuple[Any, str | None]] = field(default_factory=list)
@@ -242,10 +260,20 @@ class _Crew:
         self._starting[actor.ready.remote()] = actor
 
     def _hand_out(self) -> None:
-        while self._free and (task := self.queue.take(self._free[-1][1])):
+        while self._free and (task := self.queue.take(self._free[-1][1], self._measuring())):
             actor, _ = self._free.pop()
-            key = self.store.key(task.rows[0], self.queue.items[0])
-            self._busy[actor.draw.remote(task, self.queue.items, key)] = _Job(actor, task)
+            key, batch = (
+                self.store.key(task.rows[0], self.queue.items[0]),
+                self.batches.get(task.base),
+            )
+            answers = actor.draw.remote(task, self.queue.items, key, batch)
+            self._busy[answers] = _Job(actor, task)
+
+    def _measuring(self) -> set[str]:
+        """Bases of which an actor measures the batch."""
+        if self.place.device == "cpu":
+            return set()  # there it is fixed
+        return {job.task.base for job in self._busy.values()} - self.batches.keys()
 
     def _wait(self) -> None:
         asked = [*self._starting, *self._busy]
@@ -282,6 +310,13 @@ class _Crew:
             self._busy[answers] = replace(job, done=job.done + said)
             self.queue.went_on(job.task, job.done + said)
             return
+        if isinstance(said, _Batch):
+            self.batches.setdefault(job.task.base, said.rows)
+            self._busy[answers] = job
+            return
+        if said.batch is not None:
+            least = self.batches.get(job.task.base, said.batch)
+            self.batches[job.task.base] = min(least, said.batch)
         self.counters = self.counters.plus(said.counters)
         self._free.append((job.actor, job.task.base))
         if said.stop:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -83,10 +83,16 @@ class Queue:
     failures: dict[Task, list[str]] = field(default_factory=lambda: defaultdict(list))
     _told: dict[Task, int] = field(default_factory=lambda: defaultdict(int))
 
-    def take(self, base: str | None = None) -> Task | None:
-        """The next task, one of a base that is loaded already first; None if none waits."""
-        at = next((n for n, task in enumerate(self.waiting) if task.base == base), 0)
-        return self.waiting.pop(at) if self.waiting else None
+    def take(self, base: str | None = None, held: Collection[str] = ()) -> Task | None:
+        """The next task, one of a base that is loaded already first; None if none waits.
+
+        Args:
+            base: What is loaded.
+            held: Bases whose tasks have to wait.
+        """
+        free = [n for n, task in enumerate(self.waiting) if task.base not in held]
+        same = [n for n in free if self.waiting[n].base == base]
+        return self.waiting.pop((same or free)[0]) if free else None
 
     def went_on(self, task: Task, done: int) -> None:
         """Tells that so many UNet rows of a task are done, since it was begun."""

@@ -88,7 +88,7 @@ class Result:
         metrics: Row → metric → one value per picture.
         pixels: Row → uint8 ``[items, H, W, 3]``, read when asked for.
         unknown_prompts: Prompts that have no true picture.
-        cut_prompts: Prompts of which a text encoder reads only the beginning.
+        cut_prompts: Prompts and negatives of which a text encoder reads only the beginning.
         counters: Work that was really done.
         left_out: Cells that lack a picture, and are not among the rows → why: ``nan``, ``error``
             or ``missing``.

@@ -322,7 +322,10 @@ def best_row(samples: Mapping[Row, Sample]) -> Row:
 
 
 def cut_prompts(grid: Grid, reader: Reader) -> list[str]:
-    """Prompts of which a text encoder reads only the beginning."""
-    bases = dict.fromkeys(setting.context.base for setting in grid.settings)
-    cut = {prompt for base in bases for prompt in reader.too_long(base, grid.prompts)}
-    return [prompt for prompt in grid.prompts if prompt in cut]
+    """Prompts, as edited, and negatives of which a text encoder reads only the beginning."""
+    texts: dict[str, dict[str, None]] = {}
+    for context in (setting.context for setting in grid.settings):
+        drawn = [*map(context.text, grid.prompts), context.negative]
+        texts.setdefault(context.base, {}).update(dict.fromkeys(drawn))
+    cut = (text for base, read in texts.items() for text in reader.too_long(base, list(read)))
+    return list(dict.fromkeys(cut))

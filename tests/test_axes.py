@@ -13,9 +13,11 @@ from lcm_arith import bases, sampling
 from lcm_arith.cli.grid_eval.run import AXES as TOLD
 from lcm_arith.cli.output import print_grid
 from lcm_arith.errors import LcmArithError, UsageError
+from lcm_arith.evaluation.drawing.sources import Sources
+from lcm_arith.evaluation.measuring import cut_prompts
 from lcm_arith.evaluation.plans.axes import AXES, check_text_encoders, make_cells, parse_axes
 from lcm_arith.evaluation.plans.lists import parse_decimals
-from lcm_arith.evaluation.plans.plan import plain_cells
+from lcm_arith.evaluation.plans.plan import make_grid, plain_cells
 from lcm_arith.evaluation.plans.rows import Context, Row, keys
 
 D = Decimal
@@ -181,3 +183,13 @@ def test_the_command_tells_the_axes_that_there_are() -> None:
     for name in AXES:
         with pytest.raises(LcmArithError, match=f"--axis {name}"):
             parse_axes([f"{name}="])
+
+
+def test_what_an_edit_or_a_negative_makes_too_long_is_told() -> None:
+    long = " and ".join(["fox"] * 60)
+    axes = (f"edit=none;fox=>{long}", f"negative=none;{long}", "guidance=2")
+    made = cells(*axes, style="noto")
+    grid = make_grid(
+        cells=made, prompts=PROMPTS, seeds=1, family=Sources().family, style_set=lambda _: None
+    )
+    assert cut_prompts(grid, Sources()) == [long, f"red {long}"]

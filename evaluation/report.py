@@ -29,6 +29,8 @@ from lcm_arith.formats.container import refuse_existing, write_bytes
 from lcm_arith.text import csv_cell
 
 _SHEET_COLUMNS: Final = 10
+_MARKS: Final = re.compile(r"^#|\([^()]*:[0-9.]+\)|<[a-z]+:", re.IGNORECASE)
+"""What other tools take for a comment, a weight or a LoRA in a prompt."""
 _FOLDERS: Final = ("images", "chunks", "embeddings")
 _OURS: Final = ("manifest.json", "images.csv", "comparisons.csv", "confirmed.csv", "report.html")
 _MAY_GO: Final = re.compile(
@@ -193,6 +195,12 @@ def notes(result: Result) -> list[str]:
     found += [f"empty: {line}" for line in result.empty]
     if result.cut_prompts:
         found.append(f"too long, their ends are not read: {', '.join(result.cut_prompts)}")
+    marked = [prompt for prompt in grid.prompts if _MARKS.search(prompt)]
+    if marked:
+        found.append(
+            "drawn as plain words, for prompts have no comments, weights or tags here: "
+            + ", ".join(map(repr, marked))
+        )
     count = len(grid.prompts)
     if count < FEWEST:
         found.append(f"{count} prompts: below {FEWEST} there are no intervals and no best set")

@@ -349,6 +349,14 @@ def test_few_prompts_give_empty_cells_and_are_noted() -> None:
     assert not any("prompts:" in note for note in notes(many))
 
 
+def test_what_other_tools_would_not_draw_as_words_is_noted() -> None:
+    result = measured(plan(prompts=4))
+    prompts = ("# fox", "a (red:1.2) fox", "fox <lora:ink:1>", "fox #1 (in: 2)")
+    (note,) = (n for n in notes(replace(result, grid=replace(result.grid, prompts=prompts)))
+               if "plain words" in n)  # fmt: skip
+    assert note.endswith(": " + ", ".join(map(repr, prompts[:3])))
+
+
 def test_one_cell_is_the_best_and_compared_with_nothing() -> None:
     grid = plan()
     result = measured(replace(grid, cells=grid.cells[:1]))

@@ -90,7 +90,8 @@ def command(
     prompts: Annotated[
         str,
         typer.Option(
-            metavar="N|FILE", help="First N captions in a fixed order, or a file of lines."
+            metavar="N|FILE",
+            help="First N captions in a fixed order, or a file: a prompt a line, equal ones once.",
         ),
     ] = "16",
     part: Annotated[

@@ -162,15 +162,19 @@ def measured(measuring: Measuring, reader: Reader, counters: Counters, on_stage:
     _check_any(measuring.store, why)
     margins: list[Row] = []
     unknown: dict[str, None] = {}
-    for done, setting in enumerate(grid.settings, 1):
+    total = sum(2 + len(setting.controls) for setting in grid.settings)
+    total += sum(status == OK for status in why.values())
+    done = 0
+    for setting in grid.settings:
         sample = measuring.samples(setting)
         own = measuring.margins(setting, sample)
         cells = [c for c, status in why.items() if c.context == setting.context and status == OK]
         for row in (*own, *cells):
             lines.add(row, sample(row))
+            done += 1
+            on_stage("measure", done, total, "rows")
         margins += own
         unknown |= dict.fromkeys(sample(setting.teacher).yardstick.unknown_prompts)
-        on_stage("measure", done, len(grid.settings), "")
     rows = (*margins, *(cell for cell, status in why.items() if status == OK))
     left = {cell: status for cell, status in why.items() if status != OK}
     return Result(

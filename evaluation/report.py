@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +45,7 @@ def write_report(
     csv: Path,
     answers: Sequence[Answer] = (),
     said: Sequence[str] = (),
+    on_chart: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Writes every table and picture of a measured grid; returns their paths, the CSV first.
 
@@ -56,6 +57,7 @@ def write_report(
         csv: The table of the cells.
         answers: Its statistics; none asks the usual ones.
         said: What the grid says, for the page.
+        on_chart: Told how many charts of how many are drawn.
     """
     answers = answers or answer(result)
     cells = whole_table(answers)
@@ -72,7 +74,10 @@ def write_report(
     names = [path.name for path in written if path.parent == folder]
     facts = Facts(result.grid.title, answers[0].found.metric, said, notes(result), names)
     written |= {folder / name: png for name, png in _sheets(result)}
-    written |= {folder / name: data for name, data in charts(cells, comparisons, facts)}
+    total = len(tables.measured(cells)) + 1
+    for done, (name, data) in enumerate(charts(cells, comparisons, facts), 1):
+        written[folder / name] = data
+        on_chart(done, total)
     shown = page(cells, result.images, comparisons, facts, from_store(folder))
     for path in _old(folder):
         path.unlink()
@@ -134,7 +139,7 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
 def png_bytes(picture: Any) -> bytes:
     """A Pillow picture as PNG."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

@@ -274,7 +274,10 @@ class Session:
         searched = told.asked.searched
         about = [words.searched_line(searched)] if searched else []
         lines = (*about, *words.all_lines(answers))
-        paths = write_report(result, self.folder, table, answers, lines)
+        paths = write_report(
+            result, self.folder, table, answers, lines,
+            lambda done, total: self.on_stage("report", done, total, "charts"),
+        )  # fmt: skip
         paths.append(manifests.write(told, self.folder))
         return Concluded(result, answers, lines, tuple(paths), searched)
 

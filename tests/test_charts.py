@@ -103,6 +103,8 @@ def test_a_heatmap_has_a_panel_for_each_value_behind_the_first_two_axes(
     cells = made.cells[made.cells.role == "cell"]
     halves = (cells.pair_distance_hi - cells.pair_distance_lo) / 2
     expected = [f"{a:#.3g}\n± {b:#.3g}" for a, b in zip(cells.pair_distance, halves, strict=True)]
+    for chosen in set(made.comparisons.baseline_id):
+        expected[cells.cell_id.tolist().index(chosen)] += "\nbaseline"
     assert sorted(texts) == sorted(expected)
     marks = [patch for axis in shown for patch in axis.patches]
     assert (

@@ -34,8 +34,8 @@ def heatmap(
     Down and across are the first two axes in which the cells differ (λ1, λ2, steps, then the rest);
     there is a column of panels for each value of the third and a line of panels for each mixture
     of the others, of which the first 12 are drawn. Beneath a mean stands half of its interval; the
-    best set is framed, cells that are not told apart from their baseline are hatched, and a cell
-    that was not drawn stays empty.
+    best set is framed, the baseline named, cells that are not told apart from it are hatched, and a
+    cell that was not drawn stays empty.
 
     Args:
         table: As ``cells.csv``, with intervals and ``in_best_set``.
@@ -103,6 +103,7 @@ class _Marks:
         self.half = (ends[:, 1] - ends[:, 0]) / 2 if ends is not None else self.values * np.nan
         self.best = tables.in_best_set(table)
         self.unsure = tables.undecided(table, comparisons, metric)
+        self.baseline = tables.baselines(table, comparisons)
         self.controls = tables.companions(table, "control", same=("nfe",))
         merits = tables.merit(table, metric)
         cells = merits[(table["role"] == "cell").to_numpy() & np.isfinite(merits)]
@@ -113,6 +114,13 @@ class _Marks:
         """A cell has no value, where that is known."""
         status = "" if place < 0 else str(self.table["status"].iloc[place])
         return "" if status == OK else status
+
+    def text(self, place: int) -> str:
+        """What is written into a cell."""
+        half = self.half[place]
+        interval = f"± {_short(half)}" if np.isfinite(half) else ""
+        named = "baseline" if self.baseline[place] else ""
+        return "\n".join(filter(None, (_short(self.values[place]), interval, named)))
 
     def title(self, panel: _Panel) -> str:
         """Of a panel, with its control's value if there is but one."""
@@ -157,9 +165,7 @@ def _draw(axis: Any, panel: _Panel, marks: _Marks) -> None:
             continue
         red, green, blue, _ = colours(levels[y, x])
         ink = _LIGHT if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else _DARK
-        half = marks.half[place]
-        text = _short(marks.values[place]) + (f"\n± {_short(half)}" if np.isfinite(half) else "")
-        axis.text(x, y, text, ha="center", va="center", fontsize=7.5, color=ink)
+        axis.text(x, y, marks.text(place), ha="center", va="center", fontsize=7.5, color=ink)
         if marks.unsure[place]:
             axis.add_patch(
                 Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="///", edgecolor=ink,

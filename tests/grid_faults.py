@@ -311,7 +311,7 @@ def robbed_of_actors(whole: Whole, times: int) -> Tally:
     for number in range(times):
         place = whole.folder / f"ray-{number}"
         killer = ActorKiller(os.environ.__setitem__, str(place))
-        after = 1 + number * 8  # chunks
+        after = 1 + number * 5  # of 14 chunks
         with tally.promised(f"actor killed after {after} chunks"):
             drawn = draw(
                 whole.grid, place, executor=choose("ray", workers=2), on_stage=_later(killer, after)

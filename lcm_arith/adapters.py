@@ -92,12 +92,16 @@ def load(name: str | Path, base: Path | None = None, *, allow_pickle: bool = Fal
     if pickled is not None:
         path, metadata = pickled
         origin["sha256"], tensors = pickles.read(path)
+        beside = metadata
     else:
         file, metadata = open_adapter(name)
         small = file.size <= KEPT
         origin["sha256"], kept = file.checked(keep=small)
         check_address(file.path, origin["sha256"])
         path, tensors = file.path, kept if small else file
+        beside = {} if metadata == dict(file.metadata) else metadata
+    if beside:
+        origin["config_sha256"] = hashlib.sha256(canonical(beside)).hexdigest()
     model = base_of(tensors, base)
     parsed = dialects.parse(tensors, metadata, str(path), model)
     return TaskVector(((1.0, Source(parsed.deltas, origin, metadata, parsed.outlines, model)),))
@@ -183,8 +187,12 @@ def recipe_digest(metadata: Mapping[str, str]) -> str | None:
     terms = _own(metadata).get("terms")
     if terms is None:
         return None
-    text = json.dumps(terms, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical(terms)).hexdigest()
+
+
+def canonical(values: Any) -> bytes:
+    """JSON, the same bytes for the same content."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def family_of(tau: TaskVector) -> str | None:

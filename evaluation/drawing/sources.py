@@ -28,6 +28,7 @@ _PUBLISHED_LIKE = "sd"
 """Family whose defaults hold for every base but the embedded one: they have them in common."""
 
 SMALL = 128  # px
+_DIGESTS = ("sha256", "config_sha256")  # of a vector's file, and of a configuration beside it
 
 
 @dataclass(eq=False)
@@ -128,13 +129,16 @@ class Sources:
         return too_long(CLIPTokenizer.from_pretrained(folder / "tokenizer"), prompts)
 
     def vector_digest(self, name: str) -> str:
-        """sha256 of a vector's file; of a sum in memory, over its weights and files.
+        """sha256 of a vector's file; over weights, files and configurations where that is not all.
 
         Raises:
             NotFoundError, InvalidContentError: As :func:`lcm_arith.adapters.load`.
         """
-        terms = [[repr(w), source.origin["sha256"]] for w, source in self.vector(name).terms]
-        if [weight for weight, _ in terms] == ["1.0"]:
+        terms = [
+            [repr(w), *(source.origin[key] for key in _DIGESTS if key in source.origin)]
+            for w, source in self.vector(name).terms
+        ]
+        if len(terms) == 1 and terms[0][0] == "1.0" and len(terms[0]) == 2:
             return str(terms[0][1])
         return hashlib.sha256(json.dumps(terms).encode()).hexdigest()
 

@@ -87,7 +87,7 @@ def resolve(folder: Path, *, allow_pickle: bool = False) -> tuple[Path, dict[str
             hint="convert it to a plain LoRA with PEFT's path_initial_model_for_weight_conversion",
         )
     said = {f"{component}.{name}": v for component in _COMPONENTS for name, v in fields.items()}
-    return weights, {ADAPTER_METADATA: json.dumps(said)}
+    return weights, {ADAPTER_METADATA: json.dumps(said, sort_keys=True)}
 
 
 def config_text(metadata: Mapping[str, str]) -> str:

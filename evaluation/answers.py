@@ -91,17 +91,24 @@ def searched_line(searched: Searched) -> str:
 def all_lines(answers: Sequence[Answer]) -> list[str]:
     """The lines of every base and style, each under its name if there are several."""
     if len(answers) == 1:
-        return lines(answers[0].result, answers[0].found, answers[0].again)
-    return [
-        line
-        for one in answers
-        for line in (f"{_name(one)}:", *lines(one.result, one.found, one.again))
-    ]
+        return _all_of(answers[0])
+    return [line for one in answers for line in (f"{_name(one)}:", *_all_of(one))]
+
+
+def _all_of(one: Answer) -> list[str]:
+    lost = [f"Not confirmed: {one.lost.message}"] if one.lost else []
+    return [*lines(one.result, one.found, one.again), *lost]
 
 
 def all_json(answers: Sequence[Answer]) -> dict[str, Any]:
     """What :func:`as_json` tells of the only part, or of each under ``parts``."""
-    told = [as_json(one.result, one.found, one.again) for one in answers]
+    told = [
+        {
+            **as_json(one.result, one.found, one.again),
+            "not_confirmed": one.lost and one.lost.message,
+        }
+        for one in answers
+    ]
     if len(told) == 1:
         return told[0]
     contexts = [one.result.grid.settings[0].context for one in answers]

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from lcm_arith.errors import DivergedError, LcmArithError, NotFoundError
 from lcm_arith.evaluation.asked import Asked, Margin, cell_at, confirmation
 from lcm_arith.evaluation.grid import KEY_COLUMNS, Result
 from lcm_arith.evaluation.judging.metrics import BETTER, PICTURE_METRICS, deciding
@@ -65,11 +66,13 @@ class Answer:
         result: Their part of the grid.
         found: Its statistics.
         again: The best cells on fresh seeds, if that was asked.
+        lost: Why that could not be measured.
     """
 
     result: Result
     found: Findings
     again: tuple[Result, Findings] | None = None
+    lost: LcmArithError | None = None
 
 
 def answer(
@@ -86,8 +89,12 @@ def answer(
     for part in result.parts():
         found = find(part, replace(asked, baseline=_counterpart(part, asked.baseline)))
         confirm = min(asked.confirm, len(part.grid.cells)) if draw else 0
-        again = confirmed(part.grid, found, confirm, draw) if draw and confirm else None
-        answers.append(Answer(part, found, again))
+        again, lost = None, None
+        try:
+            again = confirmed(part.grid, found, confirm, draw) if draw and confirm else None
+        except (DivergedError, NotFoundError) as error:
+            lost = error  # of the fresh pictures: the grid itself has its figures
+        answers.append(Answer(part, found, again, lost))
     return tuple(answers)
 
 

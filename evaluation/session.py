@@ -13,7 +13,7 @@ from typing import Any
 
 from lcm_arith.durable import make_folder
 from lcm_arith.embedded.files import sha256
-from lcm_arith.errors import DivergedError, NotFoundError
+from lcm_arith.errors import DivergedError
 from lcm_arith.evaluation import answers as words
 from lcm_arith.evaluation import manifest as manifests
 from lcm_arith.evaluation.asked import Searched
@@ -63,7 +63,7 @@ class Concluded:
     searched: Searched | None = None
 
     def raise_if_failed(self) -> None:
-        """Raises if cells lack pictures for another reason than that nobody drew them yet.
+        """Raises if pictures lack for another reason than that nobody drew them yet.
 
         Raises:
             DivergedError: If weights gave NaN or infinity, or could not be drawn with.
@@ -75,6 +75,9 @@ class Concluded:
                 f"{', '.join(map(repr, self.result.dropped[:3]))}",
                 hint="--dtype float32, or take them out of the prompts",
             )
+        lost = [one.lost for one in self.answers if isinstance(one.lost, DivergedError)]
+        if lost:
+            raise DivergedError(f"not confirmed: {lost[0].message}", hint=lost[0].hint)
         failed = {row: why for row, why in self.result.left_out.items() if why != MISSING}
         if failed:
             row, status = next(iter(failed.items()))
@@ -211,12 +214,7 @@ class Session:
             return self._measured(grid, Drawn(store), references, noted)
 
         result = there(self.manifest.grid)
-        try:
-            answers = answer(
-                result, self.manifest.asked, there if self.manifest.confirmed else None
-            )
-        except NotFoundError:
-            answers = answer(result, self.manifest.asked)
+        answers = answer(result, self.manifest.asked, there if self.manifest.confirmed else None)
         return self._written(self.manifest, result, answers)
 
     def _draw(self, grid: Grid, told: Manifest, shard: Shard = WHOLE) -> Drawn:

@@ -274,3 +274,24 @@ def test_a_picture_of_the_teacher_that_is_none_takes_its_prompt_out_and_is_said(
     assert "1 prompts are left out of all figures" in message
     assert set(pd.read_csv("grid/images.csv").prompt) == {"red cat"}
     assert cells().ssim.notna().all()
+
+
+def test_a_confirmation_that_gave_no_pictures_leaves_the_grid_its_figures(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Store.picture
+
+    def picture(self: Store, row: Row, item: tuple[str, int]) -> Picture | None:
+        found = real(self, row, item)
+        lost = found and row.role == "cell" and item == ("fox", 1)
+        return replace(found, sha256=None, status="nan") if found and lost else found
+
+    before = cells()
+    monkeypatch.setattr(Store, "picture", picture)
+    for ways in (asked("--confirm", "1"), ["grid-eval", "report", "grid"]):
+        code, message = fails(*ways)
+        assert (code, "not confirmed: grid: none of 1 cells" in message) == (8, True), message
+        assert cells().equals(before)
+        assert not Path("grid/confirmed.csv").exists()
+    page = Path("grid/report.html").read_text()
+    assert "Not confirmed: grid: none of 1 cells has all its pictures (1 nan)" in page

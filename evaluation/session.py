@@ -134,8 +134,7 @@ class Session:
                 used; nothing is drawn then.
             StorageError: If the disk refuses.
         """
-        references = self._references(self._sides())
-        require(self.manifest.tools.required, self.manifest.grid, self.judges, references)
+        references = self._required()
         grids: list[Grid] = []
         total, told = Counters(), self._begun()
 
@@ -194,9 +193,17 @@ class Session:
         """Draws what is missing of a part of the grid, and measures nothing.
 
         Raises:
-            NotFoundError, InvalidContentError, IncompatibleError, StorageError: As :meth:`run`.
+            UsageError, NotFoundError, InvalidContentError, IncompatibleError, StorageError: As
+                :meth:`run`.
         """
+        self._required()
         return self._draw(self.manifest.grid, self._begun(), shard)
+
+    def _required(self) -> dict[str, References]:
+        """The pictures of the style, where all that has to be measured can be."""
+        references = self._references(self._sides())
+        require(self.manifest.tools.required, self.manifest.grid, self.judges, references)
+        return references
 
     def report(self) -> Concluded:
         """The same from the pictures that are there; a confirmation only if it is whole.

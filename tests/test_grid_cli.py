@@ -208,6 +208,9 @@ def test_a_search_says_what_it_looked_at_and_its_report_is_alike(here: Path) -> 
         (2, "--workers 2"),
         (2, "--budget 100"),
         (2, "--search random --budget 10000 --shard 1/2"),
+        (2, "--shard 1/2 --confirm 1"),
+        (2, "--shard 1/2 --csv x.csv"),
+        (2, "--shard 1/2 --require-metric teacher_dino"),
     ],
 )
 def test_impossible_ways_of_drawing_are_refused_before_anything_is_drawn(

@@ -379,6 +379,8 @@ def test_what_cannot_be_measured_is_said_once_and_refused_where_required(judges:
         (planned(style="none"), "style_cos", {}, "--style-refs DIR"),
         (planned(style="none"), "style_accuracy", {}, "a shipped set"),
         (planned(), "style_gain", few, "which has 4"),
+        (planned(prompts=("mine",)), "style_gain", {}, "--style-refs DIR"),
+        (planned(prompts=("mine",)), "retrieval_top1", {}, "another prompt"),
         (planned(seeds=1), "diversity", {}, "--seeds 2"),
         (planned(), "cmmd_u", {}, "32 pictures"),
     ):  # fmt: skip

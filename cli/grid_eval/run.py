@@ -248,6 +248,12 @@ def command(
         )  # fmt: skip
         if search is not None and (shard is not None or executor != "local"):
             raise UsageError("--search draws one cell after the other: no --shard, no --executor")
+        if shard is not None and (confirm is not None or csv is not None):
+            raise UsageError(
+                "--shard measures nothing: no --confirm, no --csv",
+                hint="grid-eval report DIR --csv FILE, or the same grid without --shard, when all "
+                "shards are in one folder",
+            )
         options.writable_folder(out)
         sources = Sources(how.dtype, how.device)
         manifest = parse(typed, sources)

@@ -24,6 +24,8 @@ _GIVE: Final = {
 _NEED_SEEDS: Final = ("diversity", "teacher_rel")
 _NEED_STYLE: Final = ("style_accuracy",)
 _NEED_MEAN: Final = ("style_cos", "style_gain")
+_NEED_RIVALS: Final = ("retrieval_top1",)
+_OF_STYLE: Final = ("references", "unstyled")
 _NEED_SETS: Final = ("cmmd_u", "cmmd_n")
 
 
@@ -46,11 +48,15 @@ def lacking(metric: Metric, setting: Setting, grid: Grid, judges: Judges, refere
         (metric.judge in _GIVE and getattr(here, metric.judge) is None, _GIVE.get(metric.judge)),
         (metric.needs == "truth" and not true, "a style, and captions, of which pictures ship"),
         (metric.name in _NEED_STYLE and not setting.style_set, "a style that is a shipped set"),
-        (metric.needs == "references" and not held and not true, "--style-refs DIR"),
+        (metric.needs in _OF_STYLE and not held and not true, "--style-refs DIR"),
         (metric.name in _NEED_MEAN and not held and not setting.style_set, "--style-refs DIR"),
         (
             metric.name in _NEED_MEAN and held is not None and held < FEWEST_REFERENCES,
             f"{FEWEST_REFERENCES} pictures or more in --style-refs, which has {held}",
+        ),
+        (
+            metric.name in _NEED_RIVALS and not shown and len(grid.prompts) < 2,
+            "another prompt to be told from, or a shipped caption",
         ),
         (metric.name in _NEED_SEEDS and len(grid.seeds) < 2, "--seeds 2 or more"),
         (metric.name in _NEED_SETS and len(grid.items) < FEWEST, f"{FEWEST} pictures a row"),

@@ -136,15 +136,17 @@ class Manifest:
 def continued(manifest: Manifest, folder: Path) -> Manifest:
     """The same with what an earlier run of a folder noted: its batches, and what confirmed it.
 
-    Batches hold on the same device; the confirmation where this question needs all pictures that
-    the earlier one needed.
+    Batches hold for the same weights in the same number format on the same device; the confirmation
+    where this question needs all pictures that the earlier one needed.
     """
     try:
         before = read(folder)
     except (NotFoundError, InvalidContentError):
         return manifest
-    if before.how.device == manifest.how.device:
-        manifest = replace(manifest, how=replace(manifest.how, batches=before.how.batches))
+    known, now = before.facts["bases"], manifest.facts["bases"]
+    if replace(before.how, batches={}) == replace(manifest.how, batches={}):
+        held = {b: n for b, n in before.how.batches.items() if b in now and known.get(b) == now[b]}
+        manifest = replace(manifest, how=replace(manifest.how, batches=held))
     whole = replace(manifest, confirmed=before.confirmed)
     return whole if before.pictures() <= whole.pictures() else manifest
 

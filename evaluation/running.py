@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from lcm_arith.evaluation.drawing.engine import Counters, Engine
+from lcm_arith.evaluation.drawing.engine import Counters, Engine, OnBatches
 from lcm_arith.evaluation.drawing.executors.local import local
 from lcm_arith.evaluation.drawing.executors.tasks import Executor
 from lcm_arith.evaluation.drawing.keys import keys_of
@@ -75,7 +75,7 @@ def draw_grid(
     on_stage: OnStage,
     fast: bool = False,
     batches: Mapping[str, int] = MappingProxyType({}),
-    on_batches: Callable[[Mapping[str, int]], None] = lambda _: None,
+    on_batches: OnBatches = lambda _: None,
     shard: Shard = WHOLE,
     executor: Executor = local,
 ) -> Drawn:
@@ -83,10 +83,10 @@ def draw_grid(
 
     Other arguments and errors as :func:`run_grid`. With a ``shard``, of that part of the grid; the
     ``executor`` says who draws, ``batches`` how many UNet rows of a base at once where that is
-    known; ``on_batches`` is told them after each chunk, before the progress.
+    known; ``on_batches`` is told them when one is fixed, before a picture of it is kept.
     """
     sources.check(grid.rows)
-    engine = Engine(Store(folder, keys_of(sources, fast=fast)), sources, dict(batches))
+    engine = Engine(Store(folder, keys_of(sources, fast=fast)), sources, dict(batches), on_batches)
     rows = shard.rows(grid.rows, engine.store.keys)
     passes = sum(row.nfe for row in rows)
     total, done = passes * len(grid.items), 0
@@ -94,7 +94,6 @@ def draw_grid(
     def on_rows(rows: int) -> None:
         nonlocal done
         done += rows
-        on_batches(engine.batches)
         unit = f" {engine.drawing.label}" if engine.drawing else ""
         on_stage("draw", done, total, f"UNet rows{unit}")
 

@@ -175,16 +175,11 @@ class Session:
         self, told: Manifest, references: Mapping[str, References]
     ) -> tuple[Manifest, Counters]:
         """The manifest of the cells that a search finishes, and the work of it."""
-        engine = Engine(Store(self.folder, told.keys), self.sources, dict(told.how.batches))
-        keep = self._keeping(told)
-
-        def on_stage(stage: str, done: int, total: int, note: str) -> None:
-            keep(engine.batches)
-            self.on_stage(stage, done, total, note)
-
+        store, batches = Store(self.folder, told.keys), dict(told.how.batches)
+        engine = Engine(store, self.sources, batches, self._keeping(told))
         grid, found = search_grid(
             told.grid, told.asked, engine, judges=self.judges, references=references,
-            on_stage=on_stage,
+            on_stage=self.on_stage,
         )  # fmt: skip
         told = _batched(told, engine.batches)
         return replace(told, grid=grid, asked=replace(told.asked, searched=found)), engine.counters

@@ -197,7 +197,7 @@ class OneProcess:
 def crew_of(engine: Engine, rows: Sequence[Row], grid: Grid, device: str) -> _Crew:
     queue = Queue(tasks_of(rows, engine.store.keys), grid.items, lambda rows: None)
     place = replace(_Place.of(engine), device=device)
-    return _Crew(OneProcess(), place, queue, engine.store, engine.batches)
+    return _Crew(OneProcess(), place, queue, engine)
 
 
 def test_one_actor_measures_the_batch_of_a_gpu_and_all_draw_by_it(

@@ -52,16 +52,20 @@ def test_a_question_is_kept_until_another_needs_all_its_pictures(tmp_path: Path)
     folder.mkdir()
     grid = tiny_grid(files, "0.5", seeds=1)
     store = Store(folder, keys_of(Sources()))
-    batched = replace(noted(grid, store), how=How(batches={"base": 7}))
+    base = str(files / "base")
+    batched = replace(noted(grid, store), how=How(batches={base: 7}))
     confirmed = replace(batched, confirmed=(confirmation(grid, grid.cells[:1]),))
     manifests.write(batched, folder)
     manifests.write(confirmed, folder)
     again = manifests.continued(noted(grid, store), folder)
-    assert (again.how.batches, again.confirmed) == ({"base": 7}, confirmed.confirmed)
+    assert (again.how.batches, again.confirmed) == ({base: 7}, confirmed.confirmed)
     manifests.write(again, folder)
     assert not list(folder.glob("manifest-*.json"))
     half = noted(grid, store, "float16")
     assert manifests.continued(half, folder).confirmed == ()
+    assert manifests.continued(half, folder).how.batches == {}, "measured in another format"
+    other = replace(noted(grid, store), facts={**again.facts, "bases": {base: "f" * 64}})
+    assert manifests.continued(other, folder).how.batches == {}, "of other weights"
     manifests.write(half, folder)  # the same plan, and no picture of it is the same
     (kept,) = folder.glob("manifest-*.json")
     assert manifests.read(kept).confirmed == confirmed.confirmed

@@ -14,7 +14,7 @@ cut.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from itertools import groupby, product
 from typing import Final
@@ -47,6 +47,10 @@ DECODED: Final = 4  # UNet rows of a batch for a picture that is decoded at once
 OnRows = Callable[[int], None]
 """Told how many UNet rows, as if drawn alone, were just made or found made; what it raises ends
 the rendering between two chunks."""
+
+
+OnBatches = Callable[[Mapping[str, int]], None]
+"""Told base → UNet rows at once."""
 
 
 @dataclass
@@ -169,6 +173,7 @@ class Engine:
         sources: Of bases and vectors.
         batches: Base → rows that its UNet gets at once. What is not there is fixed on the CPU, and
             measured once on CUDA; what it became stands here afterwards.
+        on_batches: Told them whenever one is fixed or halved, before a picture of it is kept.
         counters: Work that was really done.
         drawing: The unit that is being drawn.
     """
@@ -176,6 +181,7 @@ class Engine:
     store: Store
     sources: Sources
     batches: dict[str, int] = field(default_factory=dict)
+    on_batches: OnBatches = lambda _: None
     counters: Counters = field(default_factory=Counters)
     drawing: Unit | None = None
     _teller: Teller = field(init=False)
@@ -248,7 +254,7 @@ class Engine:
             except torch.OutOfMemoryError:
                 if self.batches.get(name, 1) == 1:
                     raise
-                self.batches[name] //= 2
+                self.settle(name, self.batches[name] // 2)
                 torch.cuda.empty_cache()
         count, device = self.counters, base.unet.device
         count.pictures += len(pairs)
@@ -275,8 +281,13 @@ class Engine:
     def batch(self, name: str) -> int:
         """UNet rows of a base at once; it is loaded and measured for that where nobody said."""
         if name not in self.batches:
-            self.batches[name] = self._first_batch(self._use(name))
+            self.settle(name, self._first_batch(self._use(name)))
         return self.batches[name]
+
+    def settle(self, name: str, rows: int) -> None:
+        """Fixes the UNet rows of a base at once."""
+        self.batches[name] = rows
+        self.on_batches(self.batches)
 
     def _first_batch(self, base: Base) -> int:
         if base.unet.device.type == "cuda":

@@ -55,7 +55,7 @@ class OnRay:
             with _cluster(self.address, self.workers) as ray:
                 cuda = engine.sources.device.startswith("cuda")
                 count = min(_slots(ray, self.workers, cuda=cuda), len(queue.waiting))
-                crew = _Crew(ray, _Place.of(engine), queue, engine.store, engine.batches)
+                crew = _Crew(ray, _Place.of(engine), queue, engine)
                 engine.counters = engine.counters.plus(crew.work(count))
             engine.store.refresh()
         return Outcome(engine.counters, queue.given_up())
@@ -223,16 +223,15 @@ class _Crew:
         ray: The library.
         place: Of what they make their engines.
         queue: Of the tasks.
-        store: The driver's, whose names theirs have to equal.
-        batches: Base → UNet rows at once. Where CUDA has to be measured for that, one actor does
-            it, and tasks of that base wait: equal pictures come of equal batches.
+        engine: The driver's, whose names theirs have to equal. Where CUDA has to be measured for
+            UNet rows at once, one actor does it, and tasks of that base wait: equal pictures come
+            of equal batches.
     """
 
     ray: Any
     place: _Place
     queue: Queue
-    store: Store
-    batches: dict[str, int]
+    engine: Engine
     counters: Counters = field(default_factory=Counters)
     _starting: dict[Any, Any] = field(default_factory=dict)
     _free: list[tuple[Any, str | None]] = field(default_factory=list)
@@ -262,10 +261,8 @@ class _Crew:
     def _hand_out(self) -> None:
         while self._free and (task := self.queue.take(self._free[-1][1], self._measuring())):
             actor, _ = self._free.pop()
-            key, batch = (
-                self.store.key(task.rows[0], self.queue.items[0]),
-                self.batches.get(task.base),
-            )
+            key = self.engine.store.key(task.rows[0], self.queue.items[0])
+            batch = self.engine.batches.get(task.base)
             answers = actor.draw.remote(task, self.queue.items, key, batch)
             self._busy[answers] = _Job(actor, task)
 
@@ -273,7 +270,7 @@ class _Crew:
         """Bases of which an actor measures the batch."""
         if self.place.device == "cpu":
             return set()  # there it is fixed
-        return {job.task.base for job in self._busy.values()} - self.batches.keys()
+        return {job.task.base for job in self._busy.values()} - self.engine.batches.keys()
 
     def _wait(self) -> None:
         asked = [*self._starting, *self._busy]
@@ -311,15 +308,19 @@ class _Crew:
             self.queue.went_on(job.task, job.done + said)
             return
         if isinstance(said, _Batch):
-            self.batches.setdefault(job.task.base, said.rows)
+            self._settle(job.task.base, said.rows)
             self._busy[answers] = job
             return
         if said.batch is not None:
-            least = self.batches.get(job.task.base, said.batch)
-            self.batches[job.task.base] = min(least, said.batch)
+            self._settle(job.task.base, said.batch)
         self.counters = self.counters.plus(said.counters)
         self._free.append((job.actor, job.task.base))
         if said.stop:
             raise said.stop
         if said.failure:
             self.queue.failed(job.task, said.failure)
+
+    def _settle(self, base: str, rows: int) -> None:
+        known = self.engine.batches.get(base)
+        if known is None or rows < known:
+            self.engine.settle(base, rows)

@@ -198,5 +198,6 @@ def writable_folder(folder: Path) -> None:
     """Raises where a folder of results could not be made; call it before long work."""
     from lcm_arith.errors import NotFoundError
 
-    if folder.exists() and not folder.is_dir():
-        raise NotFoundError(f"{folder}: is a file, not a folder", hint="--out takes a folder")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotFoundError(f"{there}: is a file, not a folder", hint="--out takes a folder")

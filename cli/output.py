@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 1
 MINUTE: Final = 60.0  # s
+_FASTEST: Final = 1e5  # a second; faster is what was there already
 GRID_POINTS: Final = 50  # of LCM samplers where nobody says otherwise
 NOTABLE: Final = {"float16": 1e-3, "bfloat16": 1e-2}
 """‖file − τ‖ / ‖τ‖ above which a number format has cost more than it usually does (3e-4, 2e-3)."""
@@ -88,7 +89,7 @@ class Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Empty until it is known."""
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.3g}/s" if speed else "")
+        return Text(f"{speed:.3g}/s" if speed and speed < _FASTEST else "")
 
 
 class Stages:
@@ -258,7 +259,8 @@ def print_grid(result: Result, also: Iterable[str] = ()) -> None:
     for line in lines:
         line |= {name: line[f"{name}_schedule"] or line[name] for name in ("l1", "l2")}
         table.add_row(*(_cell(line[name]) for name in heads))
-    wide = stdout.width if heads.keys() <= _GRID_TABLE.keys() else max(stdout.width, _WIDEST)
+    plain = heads.keys() <= _GRID_TABLE.keys() and stdout.is_terminal
+    wide = stdout.width if plain else max(stdout.width, _WIDEST)
     Console(file=stdout.file, highlight=False, markup=False, width=wide).print(table)
 
 

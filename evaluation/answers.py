@@ -28,8 +28,10 @@ def named(row: Row) -> str:
 
 
 def best_line(found: Findings) -> str:
-    """Which cells may be the best one."""
+    """Which cells may be the best one; empty where there is but one."""
     total = len(found.ranked)
+    if total == 1:
+        return ""
     if not found.best:
         return f"Best by {found.metric}: not to be told from pictures of so few prompts"
     shown = [f"{named(row)} ({p:.0%})" for row, p in list(found.best.items())[:_NAMED]]
@@ -144,7 +146,7 @@ def _confirmed_lines(result: Result, found: Findings) -> list[str]:
         mean, low, high = value[row]
         interval = f" [{low:.3f}, {high:.3f}]" if low == low else ""
         said.append(f"  {named(row)}: {mean:.3f}{interval}")
-    return [*said, best_line(found)]
+    return [*said, *filter(None, [best_line(found)])]
 
 
 def as_json(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from lcm_arith.errors import UsageError
-from lcm_arith.evaluation.judging.metrics import BETTER, PICTURE_METRICS
+from lcm_arith.evaluation.judging.metrics import BETTER, METRICS, PICTURE_METRICS, choose
 from lcm_arith.evaluation.plans.lists import parse_counts, parse_one
 from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.plans.rows import Row
@@ -125,6 +125,8 @@ def _cell(text: str, grid: Grid) -> Row:
 
 
 def _metric(text: str, what: str) -> str:
+    if text not in METRICS:
+        choose(text, what)  # raises, and says what is near, or why it is refused
     if text not in PICTURE_METRICS:
         raise UsageError(
             f"{what} {text!r}: no metric of single pictures", hint=", ".join(PICTURE_METRICS)

@@ -13,7 +13,7 @@ import pandas as pd
 from lcm_arith.errors import DivergedError, LcmArithError, NotFoundError
 from lcm_arith.evaluation.asked import Asked, Margin, cell_at, confirmation
 from lcm_arith.evaluation.grid import KEY_COLUMNS, Result
-from lcm_arith.evaluation.judging.metrics import BETTER, PICTURE_METRICS, deciding
+from lcm_arith.evaluation.judging.metrics import BETTER, PICTURE_METRICS, deciding, ends
 from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.plans.rows import Row
 from lcm_arith.evaluation.showing.pareto import front
@@ -123,7 +123,7 @@ def find(result: Result, asked: Asked | None = None) -> Findings:
     """The statistics of a measured grid of one base and style."""
     asked = asked or Asked()
     cells = [row for row in result.rows if row.role == "cell"]
-    metric = asked.metric or deciding(lambda name: _means(result, cells, name))
+    metric = asked.metric or deciding(lambda name: _values(result, cells, name))
     found = best_set(_values(result, cells, metric), BETTER[metric])
     merit = score(_means(result, cells, metric), BETTER[metric])
     ranked = tuple(cells[n] for n in np.lexsort((-merit, -found.p)))  # NaN comes last
@@ -183,7 +183,8 @@ def _columns(result: Result, p_best: dict[Row, float], best: dict[Row, float]) -
     columns: dict[str, Any] = {}
     for metric in PICTURE_METRICS:
         found = intervals(per_prompt(_values(result, result.rows, metric)).T)
-        columns[f"{metric}_lo"], columns[f"{metric}_hi"] = found[:, 1], found[:, 2]
+        low, high = np.clip(found[:, 1:], *ends(metric)).T
+        columns[f"{metric}_lo"], columns[f"{metric}_hi"] = low, high
     columns["p_best"] = [p_best.get(row, np.nan) for row in result.rows]
     columns["in_best_set"] = pd.Series(
         [row in best if best and row in p_best else None for row in result.rows],

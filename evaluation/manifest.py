@@ -24,6 +24,7 @@ from lcm_arith.formats.container import DTYPES, write_bytes
 
 NAME: Final = "manifest.json"
 OTHER: Final = "manifest-{}.json"
+OTHERS: Final = OTHER.format("*")
 """Of a question that was asked of the same folder before."""
 SCHEMA: Final = 1
 _BROKEN: Final = (
@@ -155,7 +156,7 @@ def write(manifest: Manifest, folder: Path) -> Path:
     """Puts it into a folder, whole or not at all; its path.
 
     One that is there and needs a picture that this one does not need stays under another name: gc
-    leaves its pictures alone.
+    leaves its pictures alone, and report answers it again.
     """
     path = folder / NAME
     with suppress(NotFoundError, InvalidContentError):

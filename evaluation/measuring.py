@@ -315,14 +315,14 @@ class _Lines:
 
 
 def best_row(samples: Mapping[Row, Sample]) -> Row:
-    """The best row by the first metric of ``DECIDING`` that all of them have."""
+    """The best row by the first metric of ``DECIDING`` that all of their pictures have."""
 
-    def means(metric: str) -> np.ndarray:
-        each = (METRICS[metric].function(sample) for sample in samples.values())
-        return np.array([cell_means({metric: values})[metric] for values in each])
+    def values(metric: str) -> np.ndarray:
+        return np.stack([METRICS[metric].function(sample) for sample in samples.values()])
 
-    metric = deciding(means)
-    return list(samples)[int(np.argmax(score(means(metric), BETTER[metric])))]
+    metric = deciding(values)
+    means = [cell_means({metric: each})[metric] for each in values(metric)]
+    return list(samples)[int(np.argmax(score(np.array(means), BETTER[metric])))]
 
 
 def cut_prompts(grid: Grid, reader: Reader) -> list[str]:

@@ -17,6 +17,7 @@ from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.findings import Answer, answer, whole_table, with_findings
 from lcm_arith.evaluation.grid import Result
 from lcm_arith.evaluation.judging.metrics import METRICS
+from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.plans.rows import Row, others, shown
 from lcm_arith.evaluation.showing import tables
 from lcm_arith.evaluation.showing.album import Thumbnails, thumbnail
@@ -174,9 +175,9 @@ def ceilings_line(result: Result) -> str:
     return "\n".join(lines)
 
 
-def notes(result: Result) -> list[str]:
-    """What the tables leave out, in words."""
-    grid, found = result.grid, []
+def plan_notes(grid: Grid) -> list[str]:
+    """What is known of a grid's tables before anything is drawn, in words."""
+    found = []
     contexts = [setting.context for setting in grid.settings]
     if any(context.style == NONE for context in contexts):
         found.append("without a style vector λ1 has nothing to weigh: every cell has l1 = 0")
@@ -190,16 +191,6 @@ def notes(result: Result) -> list[str]:
         "so pair_distance, sharp_ratio, diversity and style_accuracy are empty"
         for style in untrue
     ]
-    if result.dropped:
-        found.append(
-            f"left out of all figures, since a picture of the base or of the teacher came out as "
-            f"NaN or infinity: {', '.join(map(repr, result.dropped))}"
-        )
-    if len(untrue) < len(contexts) and result.unknown_prompts:
-        found.append(f"no true pictures of {', '.join(map(repr, result.unknown_prompts))}")
-    found += [f"empty: {line}" for line in result.empty]
-    if result.cut_prompts:
-        found.append(f"too long, their ends are not read: {', '.join(result.cut_prompts)}")
     marked = [prompt for prompt in grid.prompts if _MARKS.search(prompt)]
     if marked:
         found.append(
@@ -211,6 +202,22 @@ def notes(result: Result) -> list[str]:
         found.append(f"{count} prompts: below {FEWEST} there are no intervals and no best set")
     elif count < ROUGH:
         found.append(f"{count} prompts: below {ROUGH} intervals and the best set are rough")
+    return found
+
+
+def notes(result: Result) -> list[str]:
+    """What the tables leave out, in words."""
+    found = plan_notes(result.grid)
+    if result.dropped:
+        found.append(
+            f"left out of all figures, since a picture of the base or of the teacher came out as "
+            f"NaN or infinity: {', '.join(map(repr, result.dropped))}"
+        )
+    if result.unknown_prompts and any(s.target_sets for s in result.grid.settings):
+        found.append(f"no true pictures of {', '.join(map(repr, result.unknown_prompts))}")
+    found += [f"empty: {line}" for line in result.empty]
+    if result.cut_prompts:
+        found.append(f"too long, their ends are not read: {', '.join(result.cut_prompts)}")
     return found
 
 

@@ -19,7 +19,6 @@ from lcm_arith.evaluation.judging.judges import Judges
 from lcm_arith.evaluation.judging.metrics import BETTER, METRICS, PICTURE_METRICS, deciding
 from lcm_arith.evaluation.judging.references import References
 from lcm_arith.evaluation.judging.sample import Sample
-from lcm_arith.evaluation.judging.yardstick import cell_means
 from lcm_arith.evaluation.measuring import Measuring, OnStage
 from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.plans.rows import Item, Row
@@ -210,11 +209,9 @@ class _Ruler:
             for setting in self.grid.settings
         ]
 
-        def means(name: str) -> np.ndarray:
-            values = (METRICS[name].function(sample) for sample in samples)
-            return np.array([cell_means({name: each})[name] for each in values])
-
-        return deciding(means)
+        return deciding(
+            lambda name: np.stack([METRICS[name].function(sample) for sample in samples])
+        )
 
     def _measuring(self, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> Measuring:
         part = replace(self.grid, prompts=prompts, seeds=seeds)

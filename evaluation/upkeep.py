@@ -18,7 +18,7 @@ from lcm_arith.errors import IncompatibleError
 from lcm_arith.evaluation.drawing.engine import Engine, units
 from lcm_arith.evaluation.drawing.sources import Sources
 from lcm_arith.evaluation.drawing.store import OK, Record, Store
-from lcm_arith.evaluation.manifest import OTHER, Manifest, read
+from lcm_arith.evaluation.manifest import OTHERS, Manifest, read
 from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.plans.rows import Row, keys
 from lcm_arith.formats.container import whole_folder, write_bytes
@@ -224,7 +224,7 @@ def sweep(manifest: Manifest, store: Store, *, older_than: float, dry_run: bool)
         StorageError: If the disk refuses.
     """
     kept = needed(manifest, store)
-    for path in sorted(store.folder.glob(OTHER.format("*"))):
+    for path in sorted(store.folder.glob(OTHERS)):
         before = read(path)
         kept |= needed(before, Store(store.folder, before.keys))
     names = {f"{key}.png" for record in kept.values() for key in record.pictures}

@@ -1,5 +1,6 @@
 """Cells of every axis, and what is refused before anything heavy is loaded."""
 
+from dataclasses import replace
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
@@ -193,3 +194,10 @@ def test_what_an_edit_or_a_negative_makes_too_long_is_told() -> None:
         cells=made, prompts=PROMPTS, seeds=1, family=Sources().family, style_set=lambda _: None
     )
     assert cut_prompts(grid, Sources()) == [long, f"red {long}"]
+
+
+def test_a_label_names_the_negative_prompt_and_the_edit() -> None:
+    (row,) = cells("negative=blurry;", "edit=fox=>dog", "guidance=2")
+    assert row.label.splitlines()[1:] == ["s=2", "negative blurry", "edit fox=>dog"]
+    teacher = replace(row, role="teacher", context=replace(row.context, negative="x" * 30))
+    assert teacher.label.splitlines()[2] == f"negative {'x' * 23}…"

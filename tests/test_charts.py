@@ -180,3 +180,11 @@ def test_a_sheet_that_is_too_large_is_split_and_no_row_is_lost() -> None:
     }
     assert found == {*range(10, 100, 10), 255}
     assert len(contact_sheets(rows, columns, "t", 1)) == len(rows)
+
+
+def test_teachers_of_several_contexts_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = gridded(style=("noto", "twemoji"))
+    monkeypatch.setattr("lcm_arith.evaluation.showing.plots.png", lambda figure: figure)
+    (axis,) = pareto_png(made.cells, "prompt_score", "x").axes  # type: ignore[attr-defined]
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert {"teacher, noto, 50 passes", "teacher, twemoji, 50 passes"} <= set(labels)

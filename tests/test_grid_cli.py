@@ -246,6 +246,22 @@ def test_a_misspelled_verb_is_no_style_unless_there_is_one(tmp_cwd: Path) -> Non
     assert fails("grid-eval", "raport")[0] == InvalidContentError.exit_code
 
 
+def test_a_narrower_question_says_where_the_wider_one_is_kept(here: Path) -> None:
+    wide = cells()
+    shown = run(*["1" if each == "0.5,1" else each for each in asked()])
+    (kept,) = Path("grid").glob("manifest-*.json")
+    assert f"it is kept: lcm-arith grid-eval report {kept}" in " ".join(shown.stderr.split())
+    assert len(cells()) < len(wide)
+    run("grid-eval", "report", str(kept))
+    assert cells().equals(wide)
+
+
+def test_a_file_in_the_way_of_the_folder_is_named_before_anything_is_read(tmp_cwd: Path) -> None:
+    Path("taken").write_text("")
+    code, message = fails("grid-eval", "--out", "taken/x/y")
+    assert (code, f"{tmp_cwd / 'taken'}: is a file, not a folder" in message) == (3, True), message
+
+
 def test_off_a_terminal_progress_is_a_line_a_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -464,3 +464,31 @@ def test_each_base_and_style_answers_for_itself() -> None:
     assert [part["style"] for part in answers.all_json((first, second))["parts"]] == [
         "noto", "twemoji",
     ]  # fmt: skip
+
+
+def test_a_metric_that_a_prompt_lacks_does_not_decide_by_the_others() -> None:
+    result = measured(plan())
+    metrics = {row: dict(values) for row, values in result.metrics.items()}
+    for values in metrics.values():
+        values["pair_distance"] = values["pair_distance"].copy()
+        values["pair_distance"][0] = np.nan
+    assert find(result).metric == "pair_distance"
+    assert find(replace(result, metrics=metrics)).metric == "prompt_score"
+
+
+def test_intervals_end_where_their_metric_does() -> None:
+    columns = find(measured(plan(prompts=7))).columns
+    for name, low, high in (("clip_frac", 0, 1), ("ssim", -1, 1), ("pair_distance", 0, 2)):
+        found = columns[[f"{name}_lo", f"{name}_hi"]]
+        assert (found.min().min(), found.max().max()) >= (low, low)
+        assert found.max().max() <= high
+    assert (columns.clip_frac_lo == 0).any(), "what is drawn here reaches below"
+
+
+def test_one_confirmed_cell_is_no_contest() -> None:
+    result = measured(plan())
+    found = find(result, Asked(confirm=1))
+    alone = replace(found, ranked=found.ranked[:1])
+    assert answers.best_line(found)
+    assert answers.best_line(alone) == ""
+    assert all(answers.lines(result, found, (result, alone)))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lcm_arith.cli import completion, options
-from lcm_arith.cli.grid_eval.showing import show, show_drawn
+from lcm_arith.cli.grid_eval.showing import say, show, show_drawn
 from lcm_arith.cli.output import Stages, progress, reading, stderr
 
 EXAMPLES = """Examples:
@@ -217,6 +217,7 @@ def command(
     Lists are 0.4,0.8 or 0:1.2:0.2 (end included). The control of a cell spends the same UNet
     passes without acceleration, in the best of up to four ways.
     """
+    options.writable_folder(out)
     with reading():
         from lcm_arith.errors import UsageError
         from lcm_arith.evaluation.asking import Typed, parse
@@ -224,8 +225,9 @@ def command(
         from lcm_arith.evaluation.drawing.shards import parse_shard
         from lcm_arith.evaluation.drawing.sources import Sources
         from lcm_arith.evaluation.judging.metrics import choose
-        from lcm_arith.evaluation.manifest import How, Tools
+        from lcm_arith.evaluation.manifest import OTHERS, How, Tools
         from lcm_arith.evaluation.plans.recipe import read
+        from lcm_arith.evaluation.report import plan_notes
         from lcm_arith.evaluation.session import Session
         from lcm_arith.training.processes import found_device
 
@@ -254,10 +256,11 @@ def command(
                 hint="grid-eval report DIR --csv FILE, or the same grid without --shard, when all "
                 "shards are in one folder",
             )
-        options.writable_folder(out)
         sources = Sources(how.dtype, how.device)
         manifest = parse(typed, sources)
         drawer = choose_executor(executor, workers=workers, address=ray_address)
+    say(plan_notes(manifest.grid))
+    earlier = set(out.glob(OTHERS))
     with progress() as bar:
         session = Session(manifest, out, sources, Stages(bar), drawer)
         try:
@@ -266,9 +269,18 @@ def command(
             else:
                 concluded = session.run()
         except KeyboardInterrupt:
-            stderr.print(f"Interrupted: what was drawn is kept in {out}; the same command goes on")
+            stderr.print(
+                f"Interrupted: finished chunks are kept in {out} (lcm-arith grid-eval status "
+                f"{out}); the same command draws the rest",
+                soft_wrap=True,
+            )
             raise typer.Exit(130) from None
     if shard is not None:
         show_drawn(drawn, out, shard, as_json=as_json)
     else:
-        show(concluded, as_json=as_json)
+        say(
+            f"the folder's earlier question has pictures that this one has not; it is kept: "
+            f"lcm-arith grid-eval report {path}"
+            for path in sorted(set(out.glob(OTHERS)) - earlier)
+        )
+        show(concluded, as_json=as_json, said=plan_notes(manifest.grid))

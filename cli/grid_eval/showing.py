@@ -8,6 +8,7 @@ from lcm_arith.cli.output import print_grid, print_json, stderr, stdout
 from lcm_arith.text import clean_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
     from lcm_arith.evaluation.running import Drawn
@@ -18,8 +19,14 @@ _SHOWN: Final = ("report.html", "sheet.png")
 """Files that are named beside the table; the others are beside them."""
 
 
-def show(concluded: Concluded, *, as_json: bool) -> None:
-    """Prints all of it, and raises if some cells could not be drawn."""
+def say(notes: Iterable[str]) -> None:
+    """Prints notes."""
+    for note in notes:
+        stderr.print(f"Note: {note}", soft_wrap=True)
+
+
+def show(concluded: Concluded, *, as_json: bool, said: Collection[str] = ()) -> None:
+    """Prints all of it but notes that were said, and raises if some cells could not be drawn."""
     from dataclasses import asdict
 
     from lcm_arith.evaluation import answers
@@ -27,8 +34,7 @@ def show(concluded: Concluded, *, as_json: bool) -> None:
     from lcm_arith.evaluation.report import ceilings_line, notes
 
     result = concluded.result
-    for note in notes(result):
-        stderr.print(f"Note: {note}", soft_wrap=True)
+    say(note for note in notes(result) if note not in said)
     if as_json:
         print_json(
             {
@@ -61,7 +67,8 @@ def show_drawn(drawn: Drawn, folder: Path, shard: str, *, as_json: bool) -> None
         told = {"shard": shard, "rows": len(drawn.rows), "pictures": made, "failed": len(failed)}
         print_json({**told, "path": str(folder)})
     else:
-        stdout.print(f"shard {shard}: {len(drawn.rows)} rows, {made} pictures made now")
+        none = "" if drawn.rows else "; all of the grid's weights fall to other shards"
+        stdout.print(f"shard {shard}: {len(drawn.rows)} rows, {made} pictures made now{none}")
         stdout.print(
             "When all shards lie in one folder (cp -r puts them together): "
             f"lcm-arith grid-eval report {folder}",

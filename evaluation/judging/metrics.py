@@ -218,9 +218,27 @@ DECIDING: Final = ("pair_distance", "prompt_score", "ssim")
 that all have. Measured whatever was chosen."""
 
 
-def deciding(means: Callable[[str], Values]) -> str:
-    """The first of :data:`DECIDING` that all rows have; ``means`` gives one number a row."""
-    return next((name for name in DECIDING if np.isfinite(means(name)).all()), DECIDING[-1])
+def deciding(values: Callable[[str], Values]) -> str:
+    """The first of :data:`DECIDING` that all pictures have; ``values`` gives those of all rows.
+
+    One that some prompts lack would decide by the others alone.
+    """
+    return next((name for name in DECIDING if np.isfinite(values(name)).all()), DECIDING[-1])
+
+
+_ENDS: Final[dict[str, tuple[float, float]]] = {
+    **dict.fromkeys(("retrieval_top1", "style_accuracy", "clip_frac"), (0, 1)),
+    **dict.fromkeys(("prompt_score", "style_cos", "teacher_dino", "ref_nn_cos", "ssim"), (-1, 1)),
+    **dict.fromkeys(("pair_distance", "teacher_distance"), (0, 2)),
+    **dict.fromkeys(("style_gain",), (-2, 2)),
+    **dict.fromkeys(("sharp_ratio", "contrast_ratio", "psnr"), (0, np.inf)),
+    "luma_shift": (-100, 100),
+}
+
+
+def ends(name: str) -> tuple[float, float]:
+    """Lowest and highest value that a metric can have."""
+    return _ENDS.get(name, (-np.inf, np.inf))
 
 
 def measure(

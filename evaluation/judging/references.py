@@ -75,6 +75,8 @@ def read_references(folder: Path, size: tuple[int, int]) -> References:
         NotFoundError: If there is no such folder.
         InvalidContentError: If it holds no picture, or one that cannot be read.
     """
+    if folder.is_file():
+        raise NotFoundError(f"--style-refs {folder}: is a file", hint="give the folder it is in")
     if not folder.is_dir():
         raise NotFoundError(f"--style-refs {folder}: no such folder")
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())

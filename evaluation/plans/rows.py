@@ -18,6 +18,7 @@ from lcm_arith.weights import Term, parse_term
 
 ONE, ZERO = Decimal(1), Decimal(0)
 ARROW: Final = "=>"
+_LONGEST: Final = 24  # letters of a negative prompt or an edit in a label
 
 Item = tuple[str, int]
 """(prompt, seed) of a picture."""
@@ -159,8 +160,13 @@ class Row:
         """What a person reads beside the row's pictures."""
         passes = f"{self.nfe} NFE"
         guided = f" s={self.guidance:g}" if self.nfe > self.steps else ""
+        told = "".join(
+            f"\n{what} {text if len(text) <= _LONGEST else text[: _LONGEST - 1] + '…'}"
+            for what, text in (("negative", self.context.negative), ("edit", self.context.edit))
+            if text
+        )
         if self.role != "cell":
-            return f"{self.role}  {passes}\n{self.sampler} {self.steps}{guided}"
+            return f"{self.role}  {passes}\n{self.sampler} {self.steps}{guided}{told}"
         first = f"λ₁ {shown(self.l1, self.l1_schedule)}  λ₂ {shown(self.l2, self.l2_schedule)}"
         rest = (
             *((self.sampler,) if self.sampler != "lcm" else ()),
@@ -169,7 +175,7 @@ class Row:
             *((f"rank {self.rank}",) if self.rank is not None else ()),
             *((f"te {self.te}",) if self.te is not None else ()),
         )
-        return f"{first}  {passes}" + ("\n" + "  ".join(rest) if rest else "")
+        return f"{first}  {passes}" + ("\n" + "  ".join(rest) if rest else "") + told
 
 
 def shown(weight: Decimal, schedule: Schedule) -> str:

@@ -53,10 +53,12 @@ def heatmap(
         max(5, len(third.values) * (0.9 + 0.8 * len(across.values))),
         1.3 + len(drawn) * (0.8 + 0.5 * len(down.values)),
     )
+    wide = int((0.9 + 0.8 * len(across.values)) * _LETTERS)
     axes = figure.subplots(len(drawn), len(third.values), squeeze=False)
     marks = _Marks(table, comparisons, metric, by)
     for axis, panel in zip(axes.flat, (p for line in drawn for p in line), strict=True):
         _draw(axis, panel, marks)
+        axis.set_title(marks.title(panel, wide), fontsize=9)
         axis.set_xticks(range(len(across.values)), [plots.plain(v) for v in across.values])
         axis.set_yticks(range(len(down.values)), [plots.plain(v) for v in down.values])
         axis.set_xlabel(across.name)
@@ -64,8 +66,8 @@ def heatmap(
     figure.suptitle(f"{metric} ({tables.goal(metric)}): {plots.plain(title)}", fontsize=10)
     left_out = f"the first {len(drawn)} of {len(lines)} lines; report.html shows all"
     legend = [*marks.legend(), *([left_out] if len(drawn) < len(lines) else [])]
-    wide = int(figure.get_figwidth() * _LETTERS)
-    figure.supxlabel(textwrap.fill(";  ".join(legend), wide), fontsize=8)
+    legend_wide = int(figure.get_figwidth() * _LETTERS)
+    figure.supxlabel(textwrap.fill(";  ".join(legend), legend_wide), fontsize=8)
     return plots.png(figure)
 
 
@@ -122,11 +124,12 @@ class _Marks:
         named = "baseline" if self.baseline[place] else ""
         return "\n".join(filter(None, (_short(self.values[place]), interval, named)))
 
-    def title(self, panel: _Panel) -> str:
-        """Of a panel, with its control's value if there is but one."""
+    def title(self, panel: _Panel, wide: int) -> str:
+        """Of a panel, in lines of so many letters, with its control's value if there is but one."""
         of = {int(self.controls[n]) for n in panel.places.flat if n >= 0} - {-1}
         control = [f"control {_short(self.values[n])}" for n in of]
-        return "\n".join((panel.name, *(control if len(of) == 1 else ()))).strip()
+        name = textwrap.fill(panel.name, wide)
+        return "\n".join((name, *(control if len(of) == 1 else ()))).strip()
 
     def legend(self) -> tuple[str, ...]:
         """What the marks mean, and the margins."""
@@ -151,7 +154,6 @@ def _draw(axis: Any, panel: _Panel, marks: _Marks) -> None:
     colours = LinearSegmentedColormap.from_list("merit", tables.PALETTE)
     levels = np.where(panel.places < 0, np.nan, marks.levels[panel.places])
     axis.imshow(levels, cmap=colours, vmin=0, vmax=1, aspect="auto")
-    axis.set_title(marks.title(panel), fontsize=9)
     for line in range(1, max(levels.shape)):
         axis.axvline(line - 0.5, color=_LIGHT, linewidth=2)
         axis.axhline(line - 0.5, color=_LIGHT, linewidth=2)

@@ -29,7 +29,9 @@ from lcm_arith.evaluation.findings import (
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, named
 from lcm_arith.evaluation.judging.metrics import BETTER, PICTURE_METRICS
 from lcm_arith.evaluation.judging.yardstick import cell_means
+from lcm_arith.evaluation.plans.axes import make_cells
 from lcm_arith.evaluation.plans.plan import Grid, make_grid, plain_cells
+from lcm_arith.evaluation.plans.rows import others
 from lcm_arith.evaluation.report import csv_bytes, notes
 from lcm_arith.evaluation.statistics.best import TARGETS, best_set, lower_bounds
 from lcm_arith.evaluation.statistics.comparisons import compare, holm, sign_flip
@@ -322,6 +324,34 @@ def test_comparisons_are_paired_with_the_papers_cell_or_the_one_that_is_named() 
     assert other.chosen
     assert other.baseline == other.ranked[0]
     assert "chosen by these pictures" in answers.baseline_line(other)
+
+
+def axes(l1: str, *more: str) -> Grid:
+    cells = make_cells(
+        style=None, accel=None, defaults=("noto", "lcm"), l1=l1, l2="1", steps="4", axes=more
+    )
+    return make_grid(
+        cells=cells, prompts=[f"p{n}" for n in range(6)], seeds=1,
+        family=lambda _: embedded(), style_set=lambda style: style,
+    )  # fmt: skip
+
+
+def test_a_baseline_has_its_weights_at_every_step_and_is_as_usual_as_can_be() -> None:
+    none = dict.fromkeys(("best_by", "noninferior", "confirm"))
+    sloping = axes("1.2/0.9/0.7/0.4,0.8")
+    usual = axes("0.8", "guidance=2,1", "sampler=ddim,lcm", "rank=8,none", "method=ties,linear")
+    for grid, cell in ((sloping, sloping.cells[1]), (usual, usual.cells[-1])):
+        assert (cell.l1_schedule, others(cell)) == ((), ())
+        assert find(measured(grid)).baseline == cell
+        assert parse_asked(grid, baseline="0.8,1,4", **none).baseline == cell
+    foreign = axes("0.8", "sampler=ddim,euler")
+    assert find(measured(foreign)).baseline == foreign.cells[0]
+    alone = axes("1.2/0.9/0.7/0.4")
+    assert find(measured(alone)).chosen
+    for grid, hint in ((sloping, "0.8,1,4"), (alone, "cannot be named")):
+        with pytest.raises(UsageError, match="no such cell") as caught:
+            parse_asked(grid, baseline="0.9,1,4", **none)
+        assert hint in caught.value.hint
 
 
 def test_the_fewest_steps_keep_the_margin_to_the_teacher() -> None:

@@ -218,6 +218,18 @@ def test_one_cells_bound_is_the_end_of_its_interval_and_many_are_wider() -> None
     assert np.isnan(lower_bounds(cells[:, :4], teacher[:4], "high")).all()
 
 
+def test_a_cell_without_figures_takes_no_bound_from_the_others() -> None:
+    teacher = random(9, 2)
+    cells = teacher + 0.1 * random(4, 9, 2, seed=1)
+    alone = lower_bounds(cells[:3, :8], teacher[:8], "high")
+    cells[3], cells[0, 8] = np.nan, np.nan
+    found = lower_bounds(cells, teacher, "high")
+    assert found[:3].tolist() == alone.tolist()
+    assert np.isfinite(alone).all()
+    assert np.isnan(found[3])
+    assert np.isnan(lower_bounds(cells[3:], teacher, "high")).all()
+
+
 def test_bounds_of_many_cells_hold_together() -> None:
     held = [
         (lower_bounds(random(20, 24, 1, seed=seed), np.zeros((24, 1)), "high") <= 0).all()

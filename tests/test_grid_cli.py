@@ -200,6 +200,22 @@ def test_a_search_says_what_it_looked_at_and_its_report_is_alike(here: Path) -> 
     assert told("report", "grid")["searched"] == found["searched"]
 
 
+def test_the_report_of_a_search_that_was_cut_off_says_so(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    more = asked("--l1", "0.5,1,1.5", "--search", "random", "--budget", "10000")
+    with monkeypatch.context() as patch:
+        patch.setattr("lcm_arith.evaluation.session.search_grid", cut)
+        CliRunner().invoke(app, more)
+    said = " ".join(run("grid-eval", "report", "grid").stdout.split())
+    assert "The search has not ended: of 6 cells 4 are whole" in said
+    assert "The search has not ended" in Path("grid/report.html").read_text()
+    assert "Searched: of 6 cells 6 were drawn" in " ".join(run(*more).stdout.split())
+
+
 @pytest.mark.parametrize(
     ("code", "more"),
     [

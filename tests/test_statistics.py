@@ -16,7 +16,14 @@ from simulated import false_winner, misses, optimum, our_ends, pictures
 
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation import answers
-from lcm_arith.evaluation.asked import Asked, Margin, confirmation, parse_asked
+from lcm_arith.evaluation.asked import (
+    Asked,
+    Margin,
+    Search,
+    Searched,
+    confirmation,
+    parse_asked,
+)
 from lcm_arith.evaluation.drawing.engine import Counters
 from lcm_arith.evaluation.findings import (
     COMPARISON_COLUMNS,
@@ -29,6 +36,7 @@ from lcm_arith.evaluation.findings import (
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, named
 from lcm_arith.evaluation.judging.metrics import BETTER, PICTURE_METRICS
 from lcm_arith.evaluation.judging.yardstick import cell_means
+from lcm_arith.evaluation.measuring import MISSING
 from lcm_arith.evaluation.plans.axes import make_cells
 from lcm_arith.evaluation.plans.plan import Grid, make_grid, plain_cells
 from lcm_arith.evaluation.plans.rows import others
@@ -336,6 +344,26 @@ def test_comparisons_are_paired_with_the_papers_cell_or_the_one_that_is_named() 
     assert other.chosen
     assert other.baseline == other.ranked[0]
     assert "chosen by these pictures" in answers.baseline_line(other)
+
+
+def test_a_search_that_did_not_end_is_adjusted_for_all_cells_of_the_plan_and_says_so() -> None:
+    whole, part = plan(l1="0.6 0.8 1 1.2"), plan(l1="0.8 1")
+    cut = replace(
+        measured(part),
+        grid=whole,
+        left_out=dict.fromkeys(set(whole.cells) - set(part.cells), MISSING),
+    )
+    asked = Asked(search=Search("random", 1000))
+    ended = replace(asked, searched=Searched(total=12, proposed=12, finished=6, spent=1000))
+    least = find(cut, asked).comparisons.query("metric == 'pair_distance'").p_holm.min()
+    assert least == pytest.approx(11 * 2 / 2**12)
+    pd.testing.assert_frame_equal(
+        find(cut, asked).comparisons, find(measured(part), ended).comparisons
+    )
+    (line,) = answers.search_lines(asked, cut)
+    assert line.startswith("The search has not ended: of 12 cells 6 are whole")
+    assert answers.search_lines(ended, cut)[0].startswith("Searched: of 12 cells")
+    assert answers.search_lines(asked, measured(part)) == answers.search_lines(Asked(), cut) == []
 
 
 def axes(l1: str, *more: str) -> Grid:

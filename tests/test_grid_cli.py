@@ -193,6 +193,21 @@ def test_shards_in_folders_of_their_own_are_one_grid_when_copied_together(here: 
     pd.testing.assert_frame_equal(cells("together"), cells())
 
 
+def test_two_reports_at_once_do_not_stumble_over_each_other(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def by_both(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=True)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", by_both)
+        run("grid-eval", "report", "grid")
+    assert Path("grid/sheet.png").is_file()
+
+
 def test_a_search_says_what_it_looked_at_and_its_report_is_alike(here: Path) -> None:
     found = told("run", *asked("--search", "random", "--budget", "10000")[1:])
     assert found["searched"]["total"] == found["searched"]["finished"] == 4

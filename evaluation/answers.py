@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from lcm_arith.evaluation import grid
-from lcm_arith.evaluation.asked import Searched
+from lcm_arith.evaluation.asked import Asked, Searched
 from lcm_arith.evaluation.findings import Answer, Findings, with_findings
 from lcm_arith.evaluation.grid import Result
+from lcm_arith.evaluation.measuring import MISSING
 from lcm_arith.evaluation.plans.rows import Row, others, shown
 from lcm_arith.evaluation.report import verdict
 from lcm_arith.evaluation.statistics.comparisons import SURE
@@ -81,8 +82,26 @@ def lines(
     return [line for line in (*said, verdict_line(result, found, again)) if line]
 
 
+def search_lines(asked: Asked, result: Result) -> list[str]:
+    """What of the grid a search has looked at; nothing where all of it was."""
+    if asked.searched:
+        return [searched_line(asked.searched)]
+    return [unended_line(result)] if asked.search and MISSING in result.left_out.values() else []
+
+
+def unended_line(result: Result) -> str:
+    """What there is of a search that was cut off, or goes on elsewhere."""
+    total = len(result.grid.cells)
+    whole = total - len(result.left_out)
+    return (
+        f"The search has not ended: of {total} cells {whole} are whole, and all that follows is of "
+        f"those {whole}, the best of what it happened to finish (p_holm is for all {total}; run it "
+        "again, and it goes on)"
+    )
+
+
 def searched_line(searched: Searched) -> str:
-    """What of the grid a search has looked at."""
+    """What of the grid a search has looked at, when it ended."""
     return (
         f"Searched: of {searched.total} cells {searched.proposed} were drawn in part and "
         f"{searched.finished} whole, for {searched.spent} UNet rows; all that follows is of those "

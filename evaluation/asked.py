@@ -9,7 +9,7 @@ from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.judging.metrics import BETTER, METRICS, PICTURE_METRICS, choose
 from lcm_arith.evaluation.plans.lists import parse_counts, parse_one
 from lcm_arith.evaluation.plans.plan import Grid
-from lcm_arith.evaluation.plans.rows import Row
+from lcm_arith.evaluation.plans.rows import Row, others
 from lcm_arith.evaluation.statistics.best import TARGETS
 
 
@@ -98,9 +98,15 @@ def parse_asked(
 
 
 def cell_at(grid: Grid, l1: Decimal, l2: Decimal, steps: int) -> Row | None:
-    """The cell of these weights and steps, if the grid has it."""
+    """The cell of these weights at every step, if the grid has it; of several the most usual."""
     wanted = (l1, l2, steps)
-    return next((row for row in grid.cells if (row.l1, row.l2, row.steps) == wanted), None)
+    found = [row for row in _constant(grid) if (row.l1, row.l2, row.steps) == wanted]
+    return min(found, key=lambda row: len(others(row)), default=None)
+
+
+def _constant(grid: Grid) -> list[Row]:
+    """The cells whose λ are the same at every step."""
+    return [row for row in grid.cells if not (row.l1_schedule or row.l2_schedule)]
 
 
 def confirmation(grid: Grid, rows: tuple[Row, ...]) -> Grid:
@@ -116,10 +122,10 @@ def _cell(text: str, grid: Grid) -> Row:
     l1, l2 = (parse_one(part, "--baseline") for part in parts[:2])
     row = cell_at(grid, l1, l2, parse_counts(parts[2], "--baseline")[0])
     if row is None:
-        first = grid.cells[0]
+        named = [f"{cell.l1},{cell.l2},{cell.steps}" for cell in _constant(grid)[:1]]
         raise UsageError(
             f"--baseline {text!r}: the grid has no such cell",
-            hint=f"its first one is {first.l1},{first.l2},{first.steps}",
+            hint=f"its first one is {named[0]}" if named else "one with λ per step cannot be named",
         )
     return row
 

@@ -131,7 +131,7 @@ def find(result: Result, asked: Asked | None = None) -> Findings:
     named = asked.baseline or cell_at(result.grid, *PAPER)
     named = named if named in cells else None  # it lacks a picture
     against = named or ranked[0]
-    total = asked.searched.total if asked.searched else None
+    total = _searched_cells(result, asked)
     return Findings(
         metric=metric,
         columns=_columns(result, dict(zip(cells, found.p, strict=True)), best),
@@ -143,6 +143,16 @@ def find(result: Result, asked: Asked | None = None) -> Findings:
         margin=asked.margin,
         fewest=_fewest(result, cells, asked.margin) if asked.margin else None,
     )
+
+
+def _searched_cells(result: Result, asked: Asked) -> int | None:
+    """Cells among which a search chose those with figures; None without a search.
+
+    Until a search ends, the plan holds all of them.
+    """
+    if asked.searched:
+        return asked.searched.total
+    return len(result.grid.cells) if asked.search else None
 
 
 def confirmed(

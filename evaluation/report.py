@@ -81,7 +81,7 @@ def write_report(
         on_chart(done, total)
     shown = page(cells, result.images, comparisons, facts, from_store(folder))
     for path in _old(folder):
-        path.unlink()
+        path.unlink(missing_ok=True)  # another report may be written there, too
     for path, data in (written | {folder / "report.html": shown}).items():
         write_bytes(path, data, force=True)
     return [*written, folder / "report.html"]

@@ -271,15 +271,13 @@ class Session:
 
     def _written(self, told: Manifest, result: Result, answers: tuple[Answer, ...]) -> Concluded:
         table = told.csv or self.folder / "cells.csv"
-        searched = told.asked.searched
-        about = [words.searched_line(searched)] if searched else []
-        lines = (*about, *words.all_lines(answers))
+        lines = (*words.search_lines(told.asked, result), *words.all_lines(answers))
         paths = write_report(
             result, self.folder, table, answers, lines,
             lambda done, total: self.on_stage("report", done, total, "charts"),
         )  # fmt: skip
         paths.append(manifests.write(told, self.folder))
-        return Concluded(result, answers, lines, tuple(paths), searched)
+        return Concluded(result, answers, lines, tuple(paths), told.asked.searched)
 
 
 def _batched(told: Manifest, batches: Mapping[str, int]) -> Manifest:

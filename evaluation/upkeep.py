@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -233,14 +234,22 @@ def sweep(manifest: Manifest, store: Store, *, older_than: float, dry_run: bool)
     # Records first: a picture without a record is absent, a record without its picture is damage.
     files = [p for place in (chunks, images) if place.is_dir() for p in sorted(place.iterdir())]
     young = time.time() - older_than
-    idle = [p for p in files if p.name not in names and p.stat().st_mtime <= young]
-    size = sum(path.stat().st_size for path in idle)
-    for path in [] if dry_run else idle:
+    found = ((p, _found(p)) for p in files if p.name not in names)
+    idle = {path: known.st_size for path, known in found if known and known.st_mtime <= young}
+    for path in () if dry_run else idle:
         try:
-            path.unlink()
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise refusal(path, error) from error
-    return Swept(tuple(idle), size)
+    return Swept(tuple(idle), sum(idle.values()))
+
+
+def _found(path: Path) -> os.stat_result | None:
+    """What the disk knows of a file; None if another process has renamed or removed it."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
 
 
 def table(units_: tuple[UnitStatus, ...]) -> list[dict[str, Any]]:

@@ -154,6 +154,13 @@ def test_an_edit_may_not_leave_an_empty_prompt() -> None:
         cells("edit=cat=>")
 
 
+def test_an_edit_may_not_make_two_prompts_one() -> None:
+    prompts = ("red fox", "cat", "blue fox")
+    with pytest.raises(UsageError, match="makes 'red fox' and 'blue fox' one prompt, 'blue fox'"):
+        cells("edit=none,red=>blue", prompts=prompts)
+    assert len(cells("edit=none,red=>green", prompts=prompts)) == 2
+
+
 def test_te_needs_a_vector_that_changes_a_text_encoder() -> None:
     layer = {"text_encoder.text_model.encoder.layers.0.mlp.fc1": (8, 4)}
     vectors = {"noto": random_vector(2, 2.0, 1), "told": random_vector(2, 2.0, 1, layer)}

@@ -193,11 +193,42 @@ def test_shards_in_folders_of_their_own_are_one_grid_when_copied_together(here: 
     pd.testing.assert_frame_equal(cells("together"), cells())
 
 
+def test_two_reports_at_once_do_not_stumble_over_each_other(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def by_both(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=True)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", by_both)
+        run("grid-eval", "report", "grid")
+    assert Path("grid/sheet.png").is_file()
+
+
 def test_a_search_says_what_it_looked_at_and_its_report_is_alike(here: Path) -> None:
     found = told("run", *asked("--search", "random", "--budget", "10000")[1:])
     assert found["searched"]["total"] == found["searched"]["finished"] == 4
     pd.testing.assert_frame_equal(cells(), pd.read_csv("grid/cells.csv").drop(columns=TIMELESS))
     assert told("report", "grid")["searched"] == found["searched"]
+
+
+def test_the_report_of_a_search_that_was_cut_off_says_so(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    more = asked("--l1", "0.5,1,1.5", "--search", "random", "--budget", "10000")
+    with monkeypatch.context() as patch:
+        patch.setattr("lcm_arith.evaluation.session.search_grid", cut)
+        CliRunner().invoke(app, more)
+    said = " ".join(run("grid-eval", "report", "grid").stdout.split())
+    assert "The search has not ended: of 6 cells 4 are whole" in said
+    assert "The search has not ended" in Path("grid/report.html").read_text()
+    assert "Searched: of 6 cells 6 were drawn" in " ".join(run(*more).stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,14 @@ from simulated import false_winner, misses, optimum, our_ends, pictures
 
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation import answers
-from lcm_arith.evaluation.asked import Asked, Margin, confirmation, parse_asked
+from lcm_arith.evaluation.asked import (
+    Asked,
+    Margin,
+    Search,
+    Searched,
+    confirmation,
+    parse_asked,
+)
 from lcm_arith.evaluation.drawing.engine import Counters
 from lcm_arith.evaluation.findings import (
     COMPARISON_COLUMNS,
@@ -29,7 +36,10 @@ from lcm_arith.evaluation.findings import (
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Result, named
 from lcm_arith.evaluation.judging.metrics import BETTER, PICTURE_METRICS
 from lcm_arith.evaluation.judging.yardstick import cell_means
+from lcm_arith.evaluation.measuring import MISSING
+from lcm_arith.evaluation.plans.axes import make_cells
 from lcm_arith.evaluation.plans.plan import Grid, make_grid, plain_cells
+from lcm_arith.evaluation.plans.rows import others
 from lcm_arith.evaluation.report import csv_bytes, notes
 from lcm_arith.evaluation.statistics.best import TARGETS, best_set, lower_bounds
 from lcm_arith.evaluation.statistics.comparisons import compare, holm, sign_flip
@@ -216,6 +226,18 @@ def test_one_cells_bound_is_the_end_of_its_interval_and_many_are_wider() -> None
     assert np.isnan(lower_bounds(cells[:, :4], teacher[:4], "high")).all()
 
 
+def test_a_cell_without_figures_takes_no_bound_from_the_others() -> None:
+    teacher = random(9, 2)
+    cells = teacher + 0.1 * random(4, 9, 2, seed=1)
+    alone = lower_bounds(cells[:3, :8], teacher[:8], "high")
+    cells[3], cells[0, 8] = np.nan, np.nan
+    found = lower_bounds(cells, teacher, "high")
+    assert found[:3].tolist() == alone.tolist()
+    assert np.isfinite(alone).all()
+    assert np.isnan(found[3])
+    assert np.isnan(lower_bounds(cells[3:], teacher, "high")).all()
+
+
 def test_bounds_of_many_cells_hold_together() -> None:
     held = [
         (lower_bounds(random(20, 24, 1, seed=seed), np.zeros((24, 1)), "high") <= 0).all()
@@ -322,6 +344,54 @@ def test_comparisons_are_paired_with_the_papers_cell_or_the_one_that_is_named() 
     assert other.chosen
     assert other.baseline == other.ranked[0]
     assert "chosen by these pictures" in answers.baseline_line(other)
+
+
+def test_a_search_that_did_not_end_is_adjusted_for_all_cells_of_the_plan_and_says_so() -> None:
+    whole, part = plan(l1="0.6 0.8 1 1.2"), plan(l1="0.8 1")
+    cut = replace(
+        measured(part),
+        grid=whole,
+        left_out=dict.fromkeys(set(whole.cells) - set(part.cells), MISSING),
+    )
+    asked = Asked(search=Search("random", 1000))
+    ended = replace(asked, searched=Searched(total=12, proposed=12, finished=6, spent=1000))
+    least = find(cut, asked).comparisons.query("metric == 'pair_distance'").p_holm.min()
+    assert least == pytest.approx(11 * 2 / 2**12)
+    pd.testing.assert_frame_equal(
+        find(cut, asked).comparisons, find(measured(part), ended).comparisons
+    )
+    (line,) = answers.search_lines(asked, cut)
+    assert line.startswith("The search has not ended: of 12 cells 6 are whole")
+    assert answers.search_lines(ended, cut)[0].startswith("Searched: of 12 cells")
+    assert answers.search_lines(asked, measured(part)) == answers.search_lines(Asked(), cut) == []
+
+
+def axes(l1: str, *more: str) -> Grid:
+    cells = make_cells(
+        style=None, accel=None, defaults=("noto", "lcm"), l1=l1, l2="1", steps="4", axes=more
+    )
+    return make_grid(
+        cells=cells, prompts=[f"p{n}" for n in range(6)], seeds=1,
+        family=lambda _: embedded(), style_set=lambda style: style,
+    )  # fmt: skip
+
+
+def test_a_baseline_has_its_weights_at_every_step_and_is_as_usual_as_can_be() -> None:
+    none = dict.fromkeys(("best_by", "noninferior", "confirm"))
+    sloping = axes("1.2/0.9/0.7/0.4,0.8")
+    usual = axes("0.8", "guidance=2,1", "sampler=ddim,lcm", "rank=8,none", "method=ties,linear")
+    for grid, cell in ((sloping, sloping.cells[1]), (usual, usual.cells[-1])):
+        assert (cell.l1_schedule, others(cell)) == ((), ())
+        assert find(measured(grid)).baseline == cell
+        assert parse_asked(grid, baseline="0.8,1,4", **none).baseline == cell
+    foreign = axes("0.8", "sampler=ddim,euler")
+    assert find(measured(foreign)).baseline == foreign.cells[0]
+    alone = axes("1.2/0.9/0.7/0.4")
+    assert find(measured(alone)).chosen
+    for grid, hint in ((sloping, "0.8,1,4"), (alone, "cannot be named")):
+        with pytest.raises(UsageError, match="no such cell") as caught:
+            parse_asked(grid, baseline="0.9,1,4", **none)
+        assert hint in caught.value.hint
 
 
 def test_the_fewest_steps_keep_the_margin_to_the_teacher() -> None:

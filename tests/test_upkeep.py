@@ -1,8 +1,10 @@
 """What gc takes from a grid's folder, and what it leaves."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from grids import draw, tiny_files, tiny_grid
 
 from lcm_arith.evaluation import manifest as manifests
@@ -45,6 +47,35 @@ def test_gc_takes_what_no_question_of_the_folder_needs(tmp_path: Path) -> None:
     left = Store(folder, manifest.keys)
     assert all(left.has(row, item) for row in second.rows for item in second.items)
     assert not any(left.has(row, item) for row in first.cells for item in first.items)
+
+
+def test_gc_passes_over_what_others_rename_or_remove_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "grid"
+    manifest = noted(
+        tiny_grid(tiny_files(tmp_path), "0.5", seeds=1), Store(folder, keys_of(Sources()))
+    )
+    (folder / "images").mkdir(parents=True)
+    for name in (".a.png.part", "b.png", "c.png"):
+        (folder / "images" / name).write_bytes(b"12345")
+    stat, unlink = Path.stat, Path.unlink
+
+    def renamed(path: Path, **how: bool) -> os.stat_result:
+        if path.suffix == ".part":
+            unlink(path, missing_ok=True)
+        return stat(path, **how)
+
+    def removed(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "b.png":
+            unlink(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "stat", renamed)
+    monkeypatch.setattr(Path, "unlink", removed)
+    swept = sweep(manifest, Store(folder, manifest.keys), older_than=0, dry_run=False)
+    assert ([path.name for path in swept.paths], swept.bytes) == (["b.png", "c.png"], 10)
+    assert not list((folder / "images").iterdir())
 
 
 def test_a_question_is_kept_until_another_needs_all_its_pictures(tmp_path: Path) -> None:

@@ -50,11 +50,6 @@ class Metric:
     source: str = ""
     since: int = 2
 
-    @property
-    def tier(self) -> int:
-        """0 without weights, 1 with a judge."""
-        return int(bool(self.judge))
-
 
 def _judged(name: str, *, judge: Judge = "clip", **said: Any) -> Metric:
     return Metric(name, attrgetter(name), "picture", judge=judge, since=1, **said)

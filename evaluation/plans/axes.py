@@ -257,7 +257,7 @@ def _check_schedules(weights: Sequence[Schedule], counts: Sequence[int], what: s
 def _check_used(
     given: dict[str, tuple[Any, ...]], cells: Sequence[Row], prompts: Sequence[str]
 ) -> None:
-    """Raises where two λ per step never meet, or a negative prompt or an edit changes nothing."""
+    """Raises where two λ per step never meet, or a negative prompt or an edit cannot be meant."""
     if not cells:
         raise UsageError(
             "no cell: λ1 and λ2 are given per step, for different numbers of steps",
@@ -270,12 +270,25 @@ def _check_used(
                 hint="add --axis guidance=1.5",
             )
     for edit in filter(None, given.get("edit", ())):
-        edited = [Context(edit=edit).text(prompt) for prompt in prompts]
-        if edited == list(prompts):
-            find = edit.partition(ARROW)[0]
-            raise UsageError(f"--axis edit={edit}: no prompt holds {find!r}")
-        if any(not text.strip() for text in edited):
-            raise UsageError(f"--axis edit={edit}: leaves nothing of a prompt")
+        _check_edit(edit, prompts)
+
+
+def _check_edit(edit: str, prompts: Sequence[str]) -> None:
+    """Raises where an edit changes nothing, empties a prompt, or makes one of several."""
+    edited = [Context(edit=edit).text(prompt) for prompt in prompts]
+    if edited == list(prompts):
+        find = edit.partition(ARROW)[0]
+        raise UsageError(f"--axis edit={edit}: no prompt holds {find!r}")
+    if any(not text.strip() for text in edited):
+        raise UsageError(f"--axis edit={edit}: leaves nothing of a prompt")
+    first: dict[str, str] = {}
+    for prompt, text in zip(prompts, edited, strict=True):
+        if first.setdefault(text, prompt) != prompt:
+            raise UsageError(
+                f"--axis edit={edit}: makes {first[text]!r} and {prompt!r} one prompt, {text!r}, "
+                "whose pictures would count twice",
+                hint="leave one of them out (--prompts FILE), or replace by another word",
+            )
 
 
 def check_text_encoders(cells: Iterable[Row], vector: Callable[[str], TaskVector]) -> None:

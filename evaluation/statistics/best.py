@@ -82,21 +82,27 @@ def lower_bounds(
     of them hold together: the best of many cells then does not pass by luck.
 
     Args:
-        cells: ``[cells, prompts, seeds]``; a prompt that is not defined for all is left out.
+        cells: ``[cells, prompts, seeds]``. A cell without a defined difference is left out; then
+            every prompt that is not defined for all the others.
         reference: ``[prompts, seeds]``, or one per cell, from the same prompts and noise.
         better: ``"high"`` or ``"low"``.
         seed: Of the resampling.
 
     Returns:
-        ``[cells]``, negative where the cell may be worse; NaN below five prompts.
+        ``[cells]``, negative where the cell may be worse; NaN of a cell that is left out, and of
+        all below five prompts.
 
     Source:
         Romano and Wolf 2005, the first step of their step-down (max-t).
     """
-    gain = score(per_prompt(cells - reference), better).T  # [prompts, cells]
-    gain = gain[np.isfinite(gain).all(axis=1)]
-    if len(gain) < FEWEST:
-        return np.full(len(cells), np.nan)
+    gain = score(per_prompt(cells - reference), better)
+    bounds = np.full(len(cells), np.nan)
+    there = np.isfinite(gain).any(axis=1)
+    gain = gain[there]
+    gain = gain[:, np.isfinite(gain).all(axis=0)].T  # [prompts, cells there]
+    if len(gain) < FEWEST or not there.any():
+        return bounds
     mean, error, t = studentised(gain, seed)
     t[(error == 0)[:, None] | np.isnan(t)] = 0
-    return np.asarray(mean - np.quantile(t.max(axis=0), 0.975) * error)
+    bounds[there] = mean - np.quantile(t.max(axis=0), 0.975) * error
+    return bounds

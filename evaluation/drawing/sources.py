@@ -99,10 +99,7 @@ class Sources:
             return file_digest(folder)[1]
         if folder.is_dir():
             return _folder_digest(folder)
-        base = self.base(name)
-        configs = [base.unet.config, base.vae.config, base.pipeline.scheduler.config]
-        told = json.dumps([base.digest, *map(dict, configs)], sort_keys=True, default=str)
-        return hashlib.sha256(told.encode()).hexdigest()
+        return _folder_digest(self.base(name).where)
 
     def side(self, name: str) -> int:
         """Side of a base's pictures, px; a folder's is read from its configurations."""

@@ -128,15 +128,23 @@ class Measuring:
         """Base, teacher, and the best control of each NFE.
 
         Raises:
-            NotFoundError: If no control of an NFE has all its pictures.
+            NotFoundError: If no control of an NFE has all its pictures, and some are missing.
+            DivergedError: If none is missing.
         """
         best = []
         for passes, candidates in setting.controls.items():
-            there = [row for row in candidates if self.status(row) == OK]
-            if not there:
+            why = {row: self.status(row) for row in candidates}
+            there = [row for row, status in why.items() if status == OK]
+            if not there and {MISSING, ERROR} & set(why.values()):
                 raise NotFoundError(
                     f"{self.store.folder}: no control of {passes} UNet passes is there yet",
                     hint=MAKE_IT,
+                )
+            if not there:
+                raise DivergedError(
+                    f"{self.store.folder}: every control of {passes} UNet passes has pictures that "
+                    "came out as NaN or infinity",
+                    hint="--dtype float32, other --steps or prompts; see the style with inspect",
                 )
             best.append(best_row({row: sample(row) for row in there}))
         return (setting.base, setting.teacher, *best)
@@ -154,7 +162,7 @@ def measured(measuring: Measuring, reader: Reader, counters: Counters, on_stage:
     Raises:
         NotFoundError: If the pictures of a base row, a teacher, all controls or all cells are not
             there.
-        DivergedError: If no cell could be drawn.
+        DivergedError: If no cell could be drawn, or all controls of an NFE have NaN or infinity.
     """
     measuring, dropped = _without_failed_margins(measuring)
     grid, lines = measuring.grid, _Lines(measuring)

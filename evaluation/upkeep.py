@@ -7,18 +7,19 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from lcm_arith.durable import make_folder, refusal
-from lcm_arith.errors import IncompatibleError
+from lcm_arith.errors import IncompatibleError, LcmArithError
 from lcm_arith.evaluation.drawing.engine import Engine, units
+from lcm_arith.evaluation.drawing.keys import Keys
 from lcm_arith.evaluation.drawing.sources import Sources
-from lcm_arith.evaluation.drawing.store import OK, Record, Store
+from lcm_arith.evaluation.drawing.store import OK, Pair, Record, Store
 from lcm_arith.evaluation.manifest import OTHERS, Manifest, read
 from lcm_arith.evaluation.plans.plan import Grid
 from lcm_arith.evaluation.plans.rows import Row, keys
@@ -79,18 +80,24 @@ class Replayed:
         pictures: How many.
         unequal: Of them, those of another sha256.
         largest: Largest difference of a channel, 0 to 255.
+        left_out: Pictures of a chunk that was not drawn again: it holds some of another question,
+            whose base or vectors are no longer there.
     """
 
     record: str
     pictures: int
     unequal: int
     largest: int
+    left_out: int = 0
 
 
 def replay(
     manifest: Manifest, store: Store, sources: Sources, on_chunk: Callable[[int, int], None]
 ) -> Iterator[Replayed]:
     """Every chunk of a grid again, in the batches that it was made in, beside the stored one.
+
+    A chunk's rows have the names of the question that made it. A row of this question that draws
+    the same stands in for one whose names are gone; files say those names, so pixels decide then.
 
     Args:
         manifest: Of the grid.
@@ -103,16 +110,52 @@ def replay(
     """
     _check_same(manifest, sources)
     records = [record for name, record in needed(manifest, store).items() if store.whole(name)]
+    own = {store.key(*pair): pair for pair in manifest.pairs()}
+    now = replace(store.keys, base=sources.base_digest, vector=sources.vector_digest, _rows={})
+    before = Store(store.folder, now)
     with tempfile.TemporaryDirectory() as folder:
-        again = Store(Path(folder), store.keys)
+        again = Store(Path(folder), now)
         engine = Engine(again, sources)
         try:
             for done, record in enumerate(records, 1):
-                engine.batches = {record.pairs[0][0].context.base: record.batch}
-                yield _compared(store, again, record, engine.make(record.pairs))
+                pairs = _pairs_now(record, store.keys, own, now)
+                if pairs:
+                    engine.batches = {pairs[0][0].context.base: record.batch}
+                    yield _compared(before, again, record, pairs, engine.make(pairs))
+                else:
+                    yield Replayed(record.name, 0, 0, 0, left_out=len(record.pairs))
                 on_chunk(done, len(records))
         finally:
             engine.restore()
+
+
+def _pairs_now(record: Record, noted: Keys, own: Mapping[str, Pair], now: Keys) -> list[Pair]:
+    """What draws a chunk by the names of today; empty where a picture of it has none.
+
+    Args:
+        record: The chunk.
+        noted: Names pictures by the files of this question.
+        own: Name of a picture → the row and item of this question that draw it.
+        now: Names pictures by all files that are there.
+    """
+    found = []
+    for key, pair in zip(record.pictures, record.pairs, strict=True):
+        if _is_named(key, pair, noted):
+            found.append(pair)
+        elif key in own:
+            found.append(own[key])
+        elif _is_named(key, pair, now):
+            found.append(pair)
+        else:
+            return []
+    return found
+
+
+def _is_named(key: str, pair: Pair, keys: Keys) -> bool:
+    try:
+        return keys.key(*pair) == key
+    except (KeyError, LcmArithError):  # no such base or vector
+        return False
 
 
 def _check_same(manifest: Manifest, sources: Sources) -> None:
@@ -131,14 +174,18 @@ def _check_same(manifest: Manifest, sources: Sources) -> None:
         )
 
 
-def _compared(store: Store, again: Store, record: Record, made: Record) -> Replayed:
-    unequal = [
-        pair
-        for pair, (key, picture) in zip(record.pairs, record.pictures.items(), strict=True)
+def _compared(
+    store: Store, again: Store, record: Record, pairs: Sequence[Pair], made: Record
+) -> Replayed:
+    differing = [
+        (pair == was, _difference(store, again, *pair))
+        for was, pair, (key, picture) in zip(
+            record.pairs, pairs, record.pictures.items(), strict=True
+        )
         if made.pictures[key].sha256 != picture.sha256
     ]
-    largest = [_difference(store, again, *pair) for pair in unequal]
-    return Replayed(record.name, len(record.pairs), len(unequal), max(largest, default=0))
+    unequal = [largest for same_names, largest in differing if same_names or largest]
+    return Replayed(record.name, len(pairs), len(unequal), max(unequal, default=0))
 
 
 def _difference(store: Store, again: Store, row: Row, item: tuple[str, int]) -> int:

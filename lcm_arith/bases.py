@@ -72,6 +72,7 @@ class Base:
         parts: Component → its sha256; of a single-file checkpoint that of the file.
         family: Of ``modules.FAMILIES``; of an architecture that is none of them, its kind.
         kind: "sd" or "sdxl".
+        where: Folder or file that it was read from; of a hub's model the folder in its cache.
     """
 
     pipeline: Any
@@ -79,6 +80,7 @@ class Base:
     parts: Mapping[str, str]
     family: str
     kind: str
+    where: Path
 
     @property
     def unet(self) -> Any:
@@ -256,7 +258,7 @@ def _obey_marks(pipeline: Any, file: SafeFile) -> None:
 def _base(where: Path, pipeline: Any, digest: str, parts: Mapping[str, str], kind: str) -> Base:
     check_architecture(where, pipeline.unet.config, pipeline.vae.config)
     _check_scheduler(where, pipeline.scheduler)
-    return Base(pipeline, digest, parts, _family(pipeline, kind), kind)
+    return Base(pipeline, digest, parts, _family(pipeline, kind), kind, where)
 
 
 def _family(pipeline: Any, kind: str) -> str:

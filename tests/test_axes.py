@@ -2,24 +2,30 @@
 
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from commands import fails
+from safetensors.torch import save_file
 from support import random_vector
 
 from lcm_arith import bases, sampling
+from lcm_arith.adapters import load
 from lcm_arith.cli.grid_eval.run import AXES as TOLD
 from lcm_arith.cli.output import print_grid
-from lcm_arith.errors import LcmArithError, UsageError
+from lcm_arith.errors import InvalidContentError, LcmArithError, UsageError
 from lcm_arith.evaluation.drawing.sources import Sources
 from lcm_arith.evaluation.measuring import cut_prompts
 from lcm_arith.evaluation.plans.axes import AXES, check_text_encoders, make_cells, parse_axes
 from lcm_arith.evaluation.plans.lists import parse_decimals
 from lcm_arith.evaluation.plans.plan import make_grid, plain_cells
 from lcm_arith.evaluation.plans.rows import Context, Row, keys
+from lcm_arith.modules import EMBEDDED, table
+from lcm_arith.saving import save
 
 D = Decimal
 PROMPTS = ("red fox", "cat")
@@ -131,6 +137,7 @@ WRONG = [
     ("noto lcm --axis accel=lcm", "lcm is given, too"),
     ("--axis style=notto", "did you mean noto?"),
     ("--axis accel=lmc", "did you mean lcm?"),
+    ("--axis style=fluent-emoji:1,te=0.5;", "te matches none of its"),
 ]
 
 
@@ -147,6 +154,45 @@ def test_what_cannot_be_is_told_before_a_model_is_loaded(
     assert code in (2, 3), message
     assert told in message
     assert not list(tmp_cwd.iterdir())
+
+
+def checked(*axes: str, **given: Any) -> None:
+    sources = Sources()
+    grid = make_grid(
+        cells=cells(*axes, **given), prompts=PROMPTS, seeds=1, family=sources.family,
+        style_set=sources.style_set,
+    )  # fmt: skip
+    sources.check(grid.rows)
+
+
+def test_more_steps_than_a_vector_has_grid_points_are_refused_before_a_model_is_loaded(
+    tmp_path: Path,
+) -> None:
+    two = str(tmp_path / "two.safetensors")
+    save(load("lcm"), two, about={"kind": "acceleration", "grid_points": 2})
+    checked(accel=two, steps="1,2")
+    checked("sampler=ddim", accel=two, steps="4")
+    checked(accel=two, steps="4", l2="-1")  # taken away, it says nothing
+    for weights in ("1", "0.5,1", "0.3/0/0/0"):
+        with pytest.raises(UsageError, match="steps 4: lcm takes 1 to 2 steps"):
+            checked(accel=two, steps="4", l2=weights)
+
+
+def test_a_method_that_takes_no_dora_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    dora = str(tmp_path / "dora.safetensors")
+    module = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    out, inner = table(EMBEDDED)[module]
+    torch.manual_seed(0)
+    parts = {
+        "lora_A.weight": (2, inner),
+        "lora_B.weight": (out, 2),
+        "lora_magnitude_vector": (out,),
+    }
+    save_file({f"{module}.{end}": torch.rand(shape) for end, shape in parts.items()}, dora)
+    checked("rank=none,1", style=dora, l1="0.5,1")
+    checked("method=ties", style=dora, l1="0")
+    with pytest.raises(InvalidContentError, match="ties: a DoRA stretches"):
+        checked("method=linear,ties", style=dora)
 
 
 def test_an_edit_may_not_leave_an_empty_prompt() -> None:

@@ -227,7 +227,9 @@ def test_pictures_have_buckets_of_64_from_512_px_on_and_are_square_below() -> No
 
 @pytest.fixture
 def real(pipeline: Any) -> Base:
-    return Base(pipeline, "base", {"vae": "v", "text_encoder": "t"}, embedded().name, "sd")
+    return Base(
+        pipeline, "base", {"vae": "v", "text_encoder": "t"}, embedded().name, "sd", embedded().base
+    )
 
 
 def test_latents_decode_to_the_pictures(real: Base) -> None:

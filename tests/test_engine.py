@@ -1,5 +1,6 @@
 """The drawing engine: exact, in any order, each thing once, resumed and extended."""
 
+import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 from support import random_vector
 from tiny import pipeline as tiny_pipeline
 
+from lcm_arith import bases
 from lcm_arith.adapters import load
 from lcm_arith.bases import load_base
 from lcm_arith.budgets import Budget
@@ -457,6 +459,27 @@ def test_a_base_is_known_by_what_its_pipeline_reads_and_by_nothing_beside(
         assert Sources().base_digest(str(folder)) != digest, name
         (folder / name).write_bytes(before)
     assert Sources().base_digest(str(folder)) == digest
+
+
+def test_a_hubs_base_is_known_by_all_that_its_folder_is_known_by(
+    tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_sdxl, tmp_path / "snapshot")
+    monkeypatch.setattr(bases, "_downloaded", lambda name: folder)
+    found = {Sources().base_digest("owner/name")}
+    assert found == {Sources().base_digest(str(folder))}
+    index = json.loads((folder / "model_index.json").read_text())
+    changes = {
+        "model_index.json": index | {"force_zeros_for_empty_prompt": False},
+        "text_encoder/config.json": {"hidden_act": "gelu"},
+        "tokenizer_2/tokenizer_config.json": {"model_max_length": 7},
+    }
+    for name, change in changes.items():
+        told = json.loads((folder / name).read_text())
+        assert told != told | change, name
+        (folder / name).write_text(json.dumps(told | change))
+        found.add(Sources().base_digest("owner/name"))
+    assert len(found) == 1 + len(changes)
 
 
 def test_weights_written_in_another_way_are_one_unit_and_one_picture(rows: Rows) -> None:

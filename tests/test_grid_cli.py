@@ -345,3 +345,24 @@ def test_a_confirmation_that_gave_no_pictures_leaves_the_grid_its_figures(
         assert not Path("grid/confirmed.csv").exists()
     page = Path("grid/report.html").read_text()
     assert "Not confirmed: grid: none of 1 cells has all its pictures (1 nan)" in page
+
+
+@pytest.mark.parametrize(("gone", "code"), [(False, 8), (True, 3)])
+def test_controls_that_came_out_as_nan_are_told_from_missing_ones(
+    here: Path, monkeypatch: pytest.MonkeyPatch, gone: bool, code: int
+) -> None:
+    real = Store.picture
+
+    def picture(self: Store, row: Row, item: tuple[str, int]) -> Picture | None:
+        found = real(self, row, item)
+        if found and row.role == "control" and row.nfe == 2:
+            missing = gone and row.sampler == "lcm"
+            return None if missing else replace(found, sha256=None, status="nan")
+        return found
+
+    monkeypatch.setattr(Store, "picture", picture)
+    found, message = fails("grid-eval", "report", "grid")
+    assert found == code
+    assert ("run the same grid again" in message) == gone
+    assert ("every control of 2 UNet passes" in message) != gone
+    assert ("--dtype float32" in message) != gone

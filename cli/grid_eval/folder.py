@@ -110,11 +110,18 @@ def replay(folder: Folder = Path("grid"), as_json: options.Json = False) -> None
                 lambda done, total: stages("replay", done, total),
             )
         )
-    pictures, unequal = (sum(getattr(f, n) for f in found) for n in ("pictures", "unequal"))
+    counts = {n: sum(getattr(f, n) for f in found) for n in ("pictures", "unequal", "left_out")}
+    pictures, unequal, left_out = counts.values()
     if as_json:
-        print_json({"pictures": pictures, "unequal": unequal, "chunks": [asdict(f) for f in found]})
+        print_json({**counts, "chunks": [asdict(f) for f in found]})
     else:
         stdout.print(f"{pictures - unequal} of {pictures} pictures are the same, byte by byte")
+    if left_out and not as_json:
+        stdout.print(
+            f"{left_out} were not drawn again: they were made together with pictures of an earlier "
+            "question, whose base or vectors are no longer there",
+            soft_wrap=True,
+        )
     if unequal:
         largest = max(f.largest for f in found)
         raise VerificationError(

@@ -28,7 +28,7 @@ from lcm_arith.combination import NONE
 from lcm_arith.condition import Condition, joined
 from lcm_arith.errors import UsageError
 from lcm_arith.evaluation.drawing.calibration import calibrated
-from lcm_arith.evaluation.drawing.mixing import content, mixed, terms, text_state
+from lcm_arith.evaluation.drawing.mixing import content, mixed, text_state
 from lcm_arith.evaluation.drawing.sources import SMALL, Sources
 from lcm_arith.evaluation.drawing.store import Made, Pair, Record, Store
 from lcm_arith.evaluation.drawing.telling import Teller
@@ -318,7 +318,7 @@ class Engine:
         mixes, texts = pairs[0][0].mixes, _Texts()
         self._forget(mixes)
         columns = [
-            texts.column(row, [item for _, item in same], self._grid_points(row))
+            texts.column(row, [item for _, item in same], self.sources.grid_points_of(row))
             for row, same in groupby(pairs, key=lambda pair: pair[0])
         ]
 
@@ -340,11 +340,6 @@ class Engine:
             Made(each, self._teller.told(*pair), a_row * share + rest, share)
             for pair, each, share in zip(pairs, pixels, shares, strict=True)
         ]
-
-    def _grid_points(self, row: Row) -> int | None:
-        """Of all vectors in it, whichever part they play: equal weights are equal pictures."""
-        names = (t.name for mix in row.mixes for t in terms(mix) if t.weights.overall > 0)
-        return self.sources.grid_points(dict.fromkeys(names))
 
     def _decode(self, base: Base, z: Tensor, batch: int) -> list[np.ndarray | None]:
         """Latents as pictures; None where latents or picture are not finite."""

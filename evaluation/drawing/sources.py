@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from lcm_arith.base_files import PARTS, file_digest, folder_kind, weight_files
 from lcm_arith.bases import Base, load_base
 from lcm_arith.combination import NONE
 from lcm_arith.embedded import files, pictures
-from lcm_arith.errors import IncompatibleError
-from lcm_arith.evaluation.plans.rows import Row, style_terms
+from lcm_arith.errors import IncompatibleError, UsageError
+from lcm_arith.evaluation.drawing.mixing import mixed, terms
+from lcm_arith.evaluation.plans.rows import ONE, Row, style_terms
 from lcm_arith.families import Family, check_same_family, embedded, family, misfits
 from lcm_arith.formats.container import DTYPES
 from lcm_arith.headers import header
@@ -98,10 +100,7 @@ class Sources:
             return file_digest(folder)[1]
         if folder.is_dir():
             return _folder_digest(folder)
-        base = self.base(name)
-        configs = [base.unet.config, base.vae.config, base.pipeline.scheduler.config]
-        told = json.dumps([base.digest, *map(dict, configs)], sort_keys=True, default=str)
-        return hashlib.sha256(told.encode()).hexdigest()
+        return _folder_digest(self.base(name).where)
 
     def side(self, name: str) -> int:
         """Side of a base's pictures, px; a folder's is read from its configurations."""
@@ -156,6 +155,15 @@ class Sources:
         said = {each["grid_points"] for each in headers if "grid_points" in each}
         return said.pop() if len(said) == 1 else None
 
+    def grid_points_of(self, row: Row) -> int | None:
+        """Those of all vectors in a row, whichever part they play: equal weights, equal pictures.
+
+        Raises:
+            InvalidContentError: As :meth:`grid_points`.
+        """
+        names = (t.name for mix in row.mixes for t in terms(mix) if t.weights.overall > 0)
+        return self.grid_points(dict.fromkeys(names))
+
     def style_set(self, style: str) -> str | None:
         """The shipped picture set that a style of one vector was trained on, if it says so."""
         terms = style_terms(style)
@@ -165,13 +173,15 @@ class Sources:
         return own if isinstance(own, str) and own in pictures.sets() else None
 
     def check(self, rows: Iterable[Row]) -> None:
-        """Raises unless every vector can be read and fits its base; no base is loaded for that.
+        """Raises unless vectors can be read, fit their base and be drawn with; no base is loaded.
 
         Raises:
-            NotFoundError, InvalidContentError: If a vector cannot be used.
+            NotFoundError, InvalidContentError: If a vector cannot be used, or not by a method.
             IncompatibleError: If one does not fit another, or its base.
+            UsageError: If a part of a λ matches nothing, or a vector takes fewer steps.
         """
-        pairs = dict.fromkeys((row.context.base, row.context.style, row.accel) for row in rows)
+        ways = tuple(dict.fromkeys(map(_without_sizes, rows)))
+        pairs = dict.fromkeys((row.context.base, row.context.style, row.accel) for row in ways)
         for base, style, accel in pairs:
             names = [term.name for term in style_terms(style)]
             names += [accel] if accel != NONE else []
@@ -181,6 +191,32 @@ class Sources:
                 header(accel, named[accel])
             for name, tau in named.items():
                 _check_fits(base, name, tau)
+        for mix in dict.fromkeys(mix for row in ways for mix in row.mixes):
+            mixed(mix, self.vector)  # reads no numbers
+        for row in ways:
+            self._check_steps(row)
+
+    def _check_steps(self, row: Row) -> None:
+        points = self.grid_points_of(row) if row.sampler == "lcm" else None
+        if points is not None and row.steps > points:
+            raise UsageError(
+                f"steps {row.steps}: lcm takes 1 to {points} steps, on so many grid points were "
+                "its vectors distilled",
+                hint="fewer steps, or --axis sampler=ddim",
+            )
+
+
+def _without_sizes(row: Row) -> Row:
+    """The row with every λ as its sign: whether it can be drawn depends on no more of it."""
+
+    def signs(schedule: Iterable[Decimal]) -> tuple[Decimal, ...]:
+        return tuple(weight and ONE.copy_sign(weight) for weight in schedule)
+
+    l1, l2 = signs((row.l1, row.l2))
+    return replace(
+        row, role="cell", l1=l1, l2=l2, l1_schedule=signs(row.l1_schedule),
+        l2_schedule=signs(row.l2_schedule),
+    )  # fmt: skip
 
 
 def _folder_digest(folder: Path) -> str:

@@ -58,7 +58,10 @@ def pareto_png(table: pd.DataFrame, metric: str, title: str) -> bytes:
     teachers = table[table["role"] == "teacher"]
     vary = [name for name in _OF_CONTEXT if teachers[name].nunique(dropna=False) > 1]
     for _, line in teachers.iterrows():
-        told = (str(line[name]) if line[name] else f"no {name}" for name in vary)
+        told = (
+            str(line[name]) if name in ("base", "style") else f"{name} {line[name] or 'none'}"
+            for name in vary
+        )
         axes.axhline(
             line[metric], color="#6b7280", linewidth=1, linestyle="--", zorder=0,
             label=plots.plain(", ".join(("teacher", *told, f"{line['nfe']:.0f} passes"))),

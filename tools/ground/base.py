@@ -40,7 +40,8 @@ def build(options: Options) -> None:
     pipeline = assemble(options)
     unet, schedule = pipeline.unet, Schedule.of_scheduler(pipeline.scheduler)
     explicit_attention(unet)
-    base = Base(pipeline, "", {"vae": "", "text_encoder": ""}, "emoji", "sd")  # nothing is cached
+    uncached = {"vae": "", "text_encoder": ""}
+    base = Base(pipeline, "", uncached, "emoji", "sd", files.MODEL)
     data = prepare(base, embedded_pictures(pictures.base_sets(), "all", VARIANTS))
     all_z0 = torch.stack([data.z0(picture) for picture in range(data.pictures)])
     tags = TagEmbeddings(base, data)

@@ -52,7 +52,8 @@ function merit(row, metric) {
 const count = (n, word) => `${n} ${word}${Number(n) === 1 ? "" : "s"}`;
 const named = (row) => row.at.map((place, n) => axes[n].spoken[place]).join(" · ");
 const drawn = (row) => `${row.how[0]}, ${count(row.how[1], "step")}${row.how[2] > 1 ? `, guidance ${row.how[2]}` : ""}`;
-const title = (row) => (row.at ? named(row) || "The cell" : `${row.role}: ${drawn(row)}`);
+const margin = (row) => (row.of ? `${row.role}, ${row.of}` : row.role);
+const title = (row) => (row.at ? named(row) || "The cell" : `${margin(row)}: ${drawn(row)}`);
 
 function measured(row, metric) {
   const [value, low, high] = row.values[metric.key];

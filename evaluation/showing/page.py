@@ -159,7 +159,7 @@ def _rows(
     teachers = tables.companions(cells, "teacher")
     controls = tables.companions(cells, "control", same=("nfe",))
     best, based = tables.in_best_set(cells), tables.baselines(cells, comparisons)
-    groups = tables.groups(cells)
+    groups, contexts = tables.groups(cells), tables.contexts(cells)
     kinds = list(dict.fromkeys(groups))
     against = _against(comparisons)
     lines = cells.to_dict("records")
@@ -169,6 +169,7 @@ def _rows(
             "at": at[n].tolist() if is_cell[n] else None,
             "how": [line["sampler"], int(line["steps"]), _number(line["guidance"])],
             "group": kinds.index(groups[n]),
+            "of": contexts[n],
             "nfe": int(line["nfe"]),
             "pictures": int(line["n_images"]),
             "prompts": int(line["n_prompts"]),

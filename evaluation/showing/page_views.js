@@ -142,7 +142,7 @@ function pareto() {
 function level(row, left, width, y) {
   return [
     draws("line", { class: "level", x1: left, x2: width, y1: y, y2: y }),
-    draws("text", { x: width, y: y - 6, "text-anchor": "end" }, `teacher, ${row.nfe} passes`),
+    draws("text", { x: width, y: y - 6, "text-anchor": "end" }, `${margin(row)}, ${row.nfe} passes`),
   ];
 }
 

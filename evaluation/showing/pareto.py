@@ -10,7 +10,6 @@ import pandas as pd
 from lcm_arith.evaluation.showing import plots, tables
 
 _APART: Final = 0.045  # octaves between cells of one NFE, which stand side by side
-_OF_CONTEXT: Final = ("base", "style", "negative", "edit")
 _WIDEST: Final = 0.5  # octaves that they take together at most
 
 
@@ -55,17 +54,11 @@ def pareto_png(table: pd.DataFrame, metric: str, title: str) -> bytes:
     _points(axes, shown[role == "control"], metric, "best control of as many passes",
             color="#6b7280", marker="D", markerfacecolor="none")  # fmt: skip
     _fronts(axes, shown[role == "cell"], metric)
-    teachers = table[table["role"] == "teacher"]
-    vary = [name for name in _OF_CONTEXT if teachers[name].nunique(dropna=False) > 1]
-    for _, line in teachers.iterrows():
-        told = (
-            str(line[name]) if name in ("base", "style") else f"{name} {line[name] or 'none'}"
-            for name in vary
-        )
-        axes.axhline(
-            line[metric], color="#6b7280", linewidth=1, linestyle="--", zorder=0,
-            label=plots.plain(", ".join(("teacher", *told, f"{line['nfe']:.0f} passes"))),
-        )  # fmt: skip
+    teachers = table.assign(context=tables.contexts(table))[(table["role"] == "teacher").to_numpy()]
+    for value, passes, context in teachers[[metric, "nfe", "context"]].to_numpy():
+        told = filter(None, ("teacher", context, f"{passes:.0f} passes"))
+        axes.axhline(value, color="#6b7280", linewidth=1, linestyle="--", zorder=0,
+                     label=plots.plain(", ".join(told)))  # fmt: skip
     ticks = sorted(set(shown["nfe"]))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(n) for n in ticks])

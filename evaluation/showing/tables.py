@@ -158,3 +158,19 @@ def undecided(table: pd.DataFrame, comparisons: pd.DataFrame, metric: str) -> np
 def baselines(table: pd.DataFrame, comparisons: pd.DataFrame) -> np.ndarray:
     """Cells that others are compared with, ``[rows]``."""
     return table["cell_id"].isin(set(comparisons["baseline_id"])).to_numpy()
+
+
+def contexts(table: pd.DataFrame) -> list[str]:
+    """What sets a row's margins apart from others: base, style, negative, edit; ``[rows]``.
+
+    Empty where all have the same.
+    """
+    named = table[list(CONTEXT)].fillna("").astype(str)
+    vary = [name for name in CONTEXT if named.loc[table["role"] == "teacher", name].nunique() > 1]
+    return [
+        ", ".join(
+            value if name in GROUP else f"{name} {value or 'none'}"
+            for name, value in zip(vary, values, strict=True)
+        )
+        for values in named[vary].to_numpy()
+    ]

@@ -131,7 +131,7 @@ function pareto() {
     ]),
     ...passes.map((nfe) => draws("text", { x: x(nfe), y: height - foot + 20, "text-anchor": "middle" }, nfe)),
     draws("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "UNet passes a picture (NFE)"),
-    ...known.filter((row) => row.role === "teacher").flatMap((row) => level(row, left, width, y(valueOf(row, one)))),
+    ...known.filter((row) => row.role === "teacher").flatMap((row, n) => level(row, left, width, y(valueOf(row, one)), n)),
     ...fronts(marks, width),
     ...marks.map((mark) => mark.element),
   );
@@ -139,10 +139,11 @@ function pareto() {
   $("pareto-goal").textContent = `${one.key}, ${one.goal}, with 95 % intervals. The line joins the cells that no other one beats in both.`;
 }
 
-function level(row, left, width, y) {
+// Names of several teachers stand at both ends in turn: their lines may lie close together.
+function level(row, left, width, y, n) {
   return [
     draws("line", { class: "level", x1: left, x2: width, y1: y, y2: y }),
-    draws("text", { x: width, y: y - 6, "text-anchor": "end" }, `${margin(row)}, ${row.nfe} passes`),
+    draws("text", { x: n % 2 ? left + 4 : width, y: y - 6, "text-anchor": n % 2 ? "start" : "end" }, `${margin(row)}, ${row.nfe} passes`),
   ];
 }
 

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from lcm_arith.cli import output
 from lcm_arith.cli.main import app
 from lcm_arith.cli.output import Stages
-from lcm_arith.errors import InvalidContentError, UsageError
+from lcm_arith.embedded.pictures import concepts
+from lcm_arith.errors import InvalidContentError, StorageError, UsageError
 from lcm_arith.evaluation import manifest as manifests
 from lcm_arith.evaluation.drawing.shards import WHOLE
 from lcm_arith.evaluation.drawing.store import Picture, Store
@@ -291,6 +292,19 @@ def test_a_file_in_the_way_of_the_folder_is_named_before_anything_is_read(tmp_cw
     Path("taken").write_text("")
     code, message = fails("grid-eval", "--out", "taken/x/y")
     assert (code, f"{tmp_cwd / 'taken'}: is a file, not a folder" in message) == (3, True), message
+
+
+def test_more_captions_than_there_are_is_said_before_drawing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise StorageError("drawn")
+
+    monkeypatch.setattr("lcm_arith.evaluation.session.Session.run", stop)
+    result = CliRunner().invoke(app, [*asked()[:-4], "--prompts", "9999", "--part", "B"])
+    count = len(concepts("B"))
+    assert f"--prompts 9999: there are {count} captions in part B" in result.stderr
+    assert isinstance(result.exception, StorageError)
 
 
 def test_off_a_terminal_progress_is_a_line_a_minute(

@@ -259,6 +259,9 @@ def command(
         sources = Sources(how.dtype, how.device)
         manifest = parse(typed, sources)
         drawer = choose_executor(executor, workers=workers, address=ray_address)
+    count = len(manifest.grid.prompts)
+    if prompts.isdecimal() and count < int(prompts):
+        say([f"--prompts {prompts}: there are {count} captions in part {part.value}"])
     say(plan_notes(manifest.grid))
     earlier = set(out.glob(OTHERS))
     with progress() as bar:

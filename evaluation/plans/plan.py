@@ -320,9 +320,10 @@ def _check_whole(grid: Grid) -> None:
 def choose_prompts(which: str, part: str) -> tuple[str, ...]:
     """Prompts of ``--prompts``: the first N captions of a part in hash order, or a file's lines.
 
+    Where fewer than N are shipped, all of them.
+
     Raises:
-        UsageError: If N is below 1 or above what there is, or a file holds no prompt or an unknown
-            part is named.
+        UsageError: If N is below 1, or a file holds no prompt or an unknown part is named.
         NotFoundError: If ``which`` is neither a number nor a file.
     """
     if part not in ("A", "B", "all"):
@@ -332,12 +333,6 @@ def choose_prompts(which: str, part: str) -> tuple[str, ...]:
         if count < 1:
             raise UsageError(f"prompts {count}: at least 1")
         ordered = pictures.hash_order(pictures.concepts(part))
-        if count > len(ordered):
-            raise UsageError(
-                f"prompts {count}: {len(ordered)} captions are shipped"
-                + (f" in part {part}" if part != "all" else ""),
-                hint=f"--prompts {len(ordered)}, or a file of your own",
-            )
         return tuple(concept.caption for concept in ordered[:count])
     path = Path(which)
     if not path.is_file():

@@ -23,7 +23,9 @@ check: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/lcm-arith demo
 
+# Some benchmarks are held against libraries that nothing else here needs.
 bench: $(STAMP)
+	$(BIN)/pip install -q --no-deps scipy torchmetrics lightning-utilities
 	@set -euo pipefail; shopt -s nullglob; \
 	for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 

@@ -1,5 +1,6 @@
 """Are the statistics of a grid right where the truth is known?
 
+    pip install --no-deps scipy   # no dependency of this project
     python benchmarks/grid_statistics.py
 
 Simulated grids of 24 prompts × 4 seeds (``tests/simulated.py``). One core, about a CPU minute.
@@ -12,6 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from simulated import PROMPTS, false_winner, misses, optimum, our_ends, pictures
 
 from lcm_arith.evaluation.statistics.best import best_set, means_of
-from lcm_arith.evaluation.statistics.stats import per_prompt
+from lcm_arith.evaluation.statistics.stats import RESAMPLES, of_means, per_prompt
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 GRIDS: Final = 1000
@@ -31,6 +33,8 @@ COVERAGE: Final = (0.92, 0.97)
 NULL_GOAL, KEPT_GOAL, SIZE_GOAL = 0.064, 0.95, 10
 AT_ONCE: Final = 100
 FEW: Final = 400
+SAMPLES: Final = 25
+APART: Final = 4.0  # of 50 normal ones the largest is about 2.3; ends of skewed means spread wider
 
 
 def students(values: np.ndarray) -> np.ndarray:
@@ -173,13 +177,50 @@ def few_kept(prompts: int, seed: int) -> bool:
     return 0 in best_set(cells, "high").members
 
 
+def beside_scipy() -> Section:
+    """Our percentile intervals, of one seed, and those of another library."""
+    from scipy.stats import bootstrap
+
+    tail, density = 0.025, 0.0584  # of a normal mean at its 2.5 % point, a standard error wide
+    error = math.sqrt(2 * tail * (1 - tail) / RESAMPLES) / density
+    section = Section(
+        "Beside scipy",
+        "`of_means` is the percentile bootstrap over prompts, used where a figure is a ratio of "
+        "means; `scipy.stats.bootstrap(method='percentile')` is another program for it. Both "
+        f"draw {RESAMPLES:,} times, with numbers of their own, so ends differ by {error:.3f} "
+        "standard errors of the mean for that alone: the largest of all differences, in units of "
+        f"that. Goal: at most {APART:g}.",
+        ("values", "prompts", "samples", "largest difference of an end"),
+    )
+    for name, draw in (("normal", "normal"), ("skewed", "exponential")):
+        for prompts in (24, 48):
+            apart = []
+            for seed in range(SAMPLES):
+                rng = np.random.default_rng(seed)
+                values = getattr(rng, draw)(size=prompts)
+                own = of_means(lambda mean: mean, values[:, None])
+                theirs = bootstrap((values,), np.mean, method="percentile", rng=rng,
+                                   n_resamples=RESAMPLES).confidence_interval  # fmt: skip
+                width = error * values.std() / math.sqrt(prompts)
+                apart += [abs(own.low - theirs.low) / width, abs(own.high - theirs.high) / width]
+            largest = max(apart)
+            if largest > APART:
+                section.missed.append(f"beside scipy, {name}, {prompts} prompts: {largest:.1f}")
+            section.rows.append((name, str(prompts), str(SAMPLES), f"{largest:.1f}"))
+    return section
+
+
 def main() -> None:
+    if find_spec("scipy") is None:
+        sys.exit("scipy is missing: pip install --no-deps scipy")
     began, sections = time.process_time(), []
-    for table_of in (coverage, null, planted, few_prompts):
+    for table_of in (coverage, null, planted, few_prompts, beside_scipy):
         sections.append(table_of())
         print(f"{table_of.__name__}: {time.process_time() - began:.0f} s", file=sys.stderr)
     seconds = time.process_time() - began
-    text = page("The statistics of a grid", "grid_statistics.py", sections, seconds, ("numpy",))
+    text = page(
+        "The statistics of a grid", "grid_statistics.py", sections, seconds, ("numpy", "scipy")
+    )
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "grid_statistics.md").write_text(text, encoding="utf-8")

@@ -259,7 +259,8 @@ def print_grid(result: Result, also: Iterable[str] = ()) -> None:
     for line in lines:
         line |= {name: line[f"{name}_schedule"] or line[name] for name in ("l1", "l2")}
         table.add_row(*(_cell(line[name]) for name in heads))
-    plain = heads.keys() <= _GRID_TABLE.keys() and stdout.is_terminal
+    scheduled = any(line["l1_schedule"] or line["l2_schedule"] for line in lines)
+    plain = heads.keys() <= _GRID_TABLE.keys() and stdout.is_terminal and not scheduled
     wide = stdout.width if plain else max(stdout.width, _WIDEST)
     Console(file=stdout.file, highlight=False, markup=False, width=wide).print(table)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from lcm_arith.evaluation.drawing.engine import Counters
+from lcm_arith.evaluation.drawing.counters import Counters
 from lcm_arith.evaluation.drawing.store import Store
 from lcm_arith.evaluation.judging.metrics import names
 from lcm_arith.evaluation.plans.plan import Grid

@@ -13,7 +13,7 @@ import pandas as pd
 
 from lcm_arith.embedded.probe import load_probe
 from lcm_arith.errors import DivergedError, NotFoundError
-from lcm_arith.evaluation.drawing.engine import Counters
+from lcm_arith.evaluation.drawing.counters import Counters
 from lcm_arith.evaluation.drawing.store import MAKE_IT, OK, Picture, Store
 from lcm_arith.evaluation.grid import CELL_COLUMNS, IMAGE_COLUMNS, Pixels, Result, named
 from lcm_arith.evaluation.judging.judges import Judges

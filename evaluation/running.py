@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from lcm_arith.evaluation.drawing.engine import Counters, Engine, OnBatches
+from lcm_arith.evaluation.drawing.counters import Counters
+from lcm_arith.evaluation.drawing.engine import Engine, OnBatches
 from lcm_arith.evaluation.drawing.executors.local import local
 from lcm_arith.evaluation.drawing.executors.tasks import Executor
 from lcm_arith.evaluation.drawing.keys import keys_of

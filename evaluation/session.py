@@ -17,7 +17,8 @@ from lcm_arith.errors import DivergedError
 from lcm_arith.evaluation import answers as words
 from lcm_arith.evaluation import manifest as manifests
 from lcm_arith.evaluation.asked import Searched
-from lcm_arith.evaluation.drawing.engine import Counters, Engine
+from lcm_arith.evaluation.drawing.counters import Counters
+from lcm_arith.evaluation.drawing.engine import Engine
 from lcm_arith.evaluation.drawing.executors.local import local
 from lcm_arith.evaluation.drawing.executors.tasks import Executor
 from lcm_arith.evaluation.drawing.mixing import terms

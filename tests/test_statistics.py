@@ -24,7 +24,7 @@ from lcm_arith.evaluation.asked import (
     confirmation,
     parse_asked,
 )
-from lcm_arith.evaluation.drawing.engine import Counters
+from lcm_arith.evaluation.drawing.counters import Counters
 from lcm_arith.evaluation.findings import (
     COMPARISON_COLUMNS,
     answer,

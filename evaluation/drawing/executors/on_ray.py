@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from lcm_arith.errors import IncompatibleError, LcmArithError, NetworkError, UsageError
-from lcm_arith.evaluation.drawing.engine import Counters, Engine, OnRows
+from lcm_arith.evaluation.drawing.counters import Counters
+from lcm_arith.evaluation.drawing.engine import Engine, OnRows
 from lcm_arith.evaluation.drawing.executors.tasks import Outcome, Queue, Task, tasks_of, told
 from lcm_arith.evaluation.drawing.keys import keys_of
 from lcm_arith.evaluation.drawing.sources import Sources

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from lcm_arith.evaluation.drawing.engine import Counters, Engine, OnRows, units
+from lcm_arith.evaluation.drawing.counters import Counters
+from lcm_arith.evaluation.drawing.engine import Engine, OnRows, units
 from lcm_arith.evaluation.drawing.keys import Keys
 from lcm_arith.evaluation.plans.rows import Item, Row
 

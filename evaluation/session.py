@@ -286,7 +286,7 @@ def _batched(told: Manifest, batches: Mapping[str, int]) -> Manifest:
     return replace(told, how=replace(told.how, batches={**told.how.batches, **batches}))
 
 
-def reopened(folder: Path, on_stage: OnStage, csv: Path | None = None) -> Session:
+def reopened(folder: Path, on_stage: OnStage = lambda *_: None, csv: Path | None = None) -> Session:
     """The session of a folder's manifest.
 
     Args:

@@ -42,10 +42,11 @@ Folder = Annotated[
 ]
 
 
-def _session(folder: Path, on_stage: object, csv: Path | None = None) -> Session:
-    from lcm_arith.evaluation.session import reopened
+def _session(folder: Path, csv: Path | None = None) -> Session:
+    with reading():
+        from lcm_arith.evaluation.session import reopened
 
-    return reopened(folder, on_stage, csv)  # type: ignore[arg-type]  # Stages, which needs no torch
+        return reopened(folder, csv=csv)
 
 
 def report(
@@ -60,10 +61,11 @@ def report(
 
     Cells that lack a picture have a line without figures, and say why.
     """
-    with reading():
-        import lcm_arith.evaluation.session  # noqa: F401 (torch: seconds)
+    from dataclasses import replace
+
+    session = _session(folder, csv)
     with progress() as bar:
-        concluded = _session(folder, Stages(bar), csv).report()
+        concluded = replace(session, on_stage=Stages(bar)).report()
     show(concluded, as_json=as_json)
 
 
@@ -72,7 +74,7 @@ def status(folder: Folder = Path("grid"), as_json: options.Json = False) -> None
     from lcm_arith.evaluation.upkeep import status as find
     from lcm_arith.evaluation.upkeep import table
 
-    session = _session(folder, None)
+    session = _session(folder)
     found = find(session.manifest, session.store())
     made, all_ = sum(u.made for u in found), sum(u.pictures for u in found)
     rows, failed = sum(u.nfe for u in found), sum(u.failed for u in found)
@@ -98,8 +100,7 @@ def replay(folder: Folder = Path("grid"), as_json: options.Json = False) -> None
     from lcm_arith.errors import VerificationError
     from lcm_arith.evaluation.upkeep import replay as draw
 
-    with reading():
-        session = _session(folder, None)
+    session = _session(folder)
     with progress() as bar:
         stages = Stages(bar)
         found = list(
@@ -142,7 +143,7 @@ def export(
     """
     from lcm_arith.evaluation.upkeep import export as lay_out
 
-    session = _session(folder, None)
+    session = _session(folder)
     count = lay_out(session.manifest.grid, session.store(), to)
     if as_json:
         print_json({"path": str(to), "pictures": count})
@@ -162,7 +163,7 @@ def gc(
     """
     from lcm_arith.evaluation.upkeep import sweep
 
-    session = _session(folder, None)
+    session = _session(folder)
     swept = sweep(
         session.manifest, session.store(), older_than=seconds(older_than), dry_run=dry_run
     )

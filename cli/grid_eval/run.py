@@ -262,7 +262,8 @@ def command(
     count = len(manifest.grid.prompts)
     if prompts.isdecimal() and count < int(prompts):
         say([f"--prompts {prompts}: there are {count} captions in part {part.value}"])
-    say(plan_notes(manifest.grid))
+    said = plan_notes(manifest.grid)
+    say(said)
     earlier = set(out.glob(OTHERS))
     with progress() as bar:
         session = Session(manifest, out, sources, Stages(bar), drawer)
@@ -278,12 +279,12 @@ def command(
                 soft_wrap=True,
             )
             raise typer.Exit(130) from None
+    say(
+        f"the folder's earlier question has pictures that this one has not; it is kept: "
+        f"lcm-arith grid-eval report {path}"
+        for path in sorted(set(out.glob(OTHERS)) - earlier)
+    )
     if shard is not None:
         show_drawn(drawn, out, shard, as_json=as_json)
     else:
-        say(
-            f"the folder's earlier question has pictures that this one has not; it is kept: "
-            f"lcm-arith grid-eval report {path}"
-            for path in sorted(set(out.glob(OTHERS)) - earlier)
-        )
-        show(concluded, as_json=as_json, said=plan_notes(manifest.grid))
+        show(concluded, as_json=as_json, said=said)

@@ -22,7 +22,7 @@ _SHOWN: Final = ("report.html", "sheet.png")
 def say(notes: Iterable[str]) -> None:
     """Prints notes."""
     for note in notes:
-        stderr.print(f"Note: {note}", soft_wrap=True)
+        stderr.print(clean_lines(f"Note: {note}"), soft_wrap=True)
 
 
 def show(concluded: Concluded, *, as_json: bool, said: Collection[str] = ()) -> None:
